@@ -1,0 +1,225 @@
+"""Train BiT-XS-R14x0.5 upstream on Glyph-1k, from nothing but the installed dependencies.
+
+    python scripts/pretrain.py                 choose the classes, train, evaluate, write to data/
+    python scripts/pretrain.py --steps 50      a short trial (writes to --output, not to data/)
+
+Two CPU cores need about an hour. The run is seeded, and resumes where it was stopped: every step
+draws its batch from its own number, so an interrupted run sees what an unbroken one would have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy import ndimage
+from tqdm import tqdm
+
+from bitlib import datasets
+from bitlib.model import UNITS, BiT
+
+DATA = Path(__file__).parent.parent / "data"
+NAME = "BiT-XS-R14x0.5"
+NUM_CLASSES = 1000
+ALIKE = 0.3  # the largest mean difference of a 7×7 patch between glyphs that look alike, of full contrast
+ROUNDED_BITS = 9  # of the 23 in a float32's fraction: the zipped file halves
+
+
+def is_candidate(character: str) -> bool:
+    """Letters and symbols; no digit or number of any script, no composite of other glyphs."""
+    name = unicodedata.name(character, "")
+    unwanted = ("DIGIT", "NUMBER", "NUMERAL", "BRAILLE", "BOX DRAWINGS", "BLOCK", "SHADE", "LIGATURE")
+    return (
+        unicodedata.category(character) in ("Lu", "Ll", "Lo", "Sm", "Sc", "So")
+        and unicodedata.numeric(character, None) is None
+        and not any(c.isnumeric() for c in unicodedata.normalize("NFKC", character))
+        and not any(word in name for word in (*unwanted, "HALFWIDTH", "REPLACEMENT"))
+    )
+
+
+def choose_classes() -> list[str]:
+    """The 1000 characters of Glyph-1k: simple letters first, then symbols, then accented letters.
+
+    A character joins if at least 8 training fonts draw it, and if it does not look like one that
+    joined before: drawn at the same size, in none of four typefaces may every 7×7 patch of the two
+    agree. So Latin, Greek and Cyrillic A are one class, and so are C and c.
+    """
+    faces = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
+    fonts_of = Counter(c for font in datasets.TRAINING_FONTS for c in datasets.font_characters(font))
+
+    def rank(character):
+        composite = len(unicodedata.normalize("NFKD", character)) > 1
+        letter = unicodedata.category(character).startswith("L")
+        return composite, not letter, character
+
+    chosen: list[str] = []
+    drawn = np.full((len(faces), NUM_CLASSES, 64, 64), np.nan, np.float32)
+    for character in sorted((c for c in fonts_of if fonts_of[c] >= 8 and is_candidate(c)), key=rank):
+        glyph = np.full((len(faces), 64, 64), np.nan, np.float32)
+        for index, font in enumerate(faces):
+            if character in datasets.font_characters(font):
+                glyph[index] = datasets.render_glyph(character, font) / np.float32(255)
+        near = np.abs(drawn[:, : len(chosen)] - glyph[:, None]).sum((2, 3)) < 0.6 * glyph.sum((1, 2))[:, None]
+        if any(
+            ndimage.uniform_filter(np.abs(drawn[face, index] - glyph[face]), 7).max() < ALIKE
+            for face, index in zip(*near.nonzero(), strict=True)
+        ):
+            continue
+        drawn[:, len(chosen)] = glyph
+        chosen.append(character)
+        if len(chosen) == NUM_CLASSES:
+            return chosen
+    raise RuntimeError(f"only {len(chosen)} classes found")
+
+
+def batches(masks, labels, batch_size, seed, start, steps):
+    """Batches of step `start` to `steps`; each class equally often, each step drawn from its number."""
+    counts = tf.constant(np.bincount(labels, minlength=NUM_CLASSES), tf.int32)
+    firsts = tf.cumsum(counts, exclusive=True)
+    masks = tf.constant(masks)
+
+    def batch(step):
+        draws = tf.random.experimental.stateless_split(tf.stack([seed, step]), 3)
+        classes = tf.random.stateless_uniform([batch_size], draws[0], 0, NUM_CLASSES, tf.int32)
+        which = tf.random.stateless_uniform([batch_size], draws[1])
+        count = tf.gather(counts, classes)
+        index = tf.gather(firsts, classes) + tf.cast(which * tf.cast(count, tf.float32), tf.int32)
+        return datasets.augment_glyphs(tf.gather(masks, index), draws[2]), classes
+
+    steps = tf.data.Dataset.range(start, steps, output_type=tf.int32)
+    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+
+
+def accuracy(model, characters, fonts, seed=None) -> tuple[float, int]:
+    """Top-1 on glyphs of `fonts`, black on white, or augmented where a seed is given; and their number."""
+    masks, labels = datasets.glyph_masks(characters, fonts)
+    if seed is None:
+        images = np.repeat(1 - masks[..., None] / np.float32(127.5), 3, axis=-1)
+    else:
+        order = np.random.default_rng(seed).permutation(len(masks))
+        masks, labels = masks[order], labels[order]
+        images = datasets.augment_glyphs(tf.constant(masks), (seed, seed)).numpy()
+    return float((model.predict(images, 256, verbose=0).argmax(-1) == labels).mean()), len(labels)
+
+
+def evaluate(model, characters):
+    """Accuracies on seen and unseen fonts, and the digits probe of the issue tracker's trial."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    for title, fonts in (
+        ("training fonts", datasets.TRAINING_FONTS),
+        ("unseen styles", datasets.UNSEEN_STYLES),
+        ("unseen typefaces", datasets.UNSEEN_TYPEFACES),
+    ):
+        clean, count = accuracy(model, characters, fonts)
+        augmented, _ = accuracy(model, characters, fonts, seed=1)
+        print(f"{title}: {clean:.1%} clean, {augmented:.1%} augmented, {count} glyphs", flush=True)
+
+    digits, targets = load_digits(return_X_y=True)
+    images = tf.image.resize(digits.reshape(-1, 8, 8, 1).astype("float32") / 16, (48, 48))
+    images = tf.pad(images, ((0, 0), (8, 8), (8, 8), (0, 0))).numpy().repeat(3, -1) * 2 - 1
+    features = keras.Sequential([keras.layers.Lambda(lambda x: model.stages(x)["features"])])
+    features = features.predict(images, 256, verbose=0)
+    for title, vectors in (("raw pixels", digits / 16), ("features", features)):
+        row = []
+        for k in (1, 5, 10, 50):
+            scores = []
+            for draw in range(5):
+                order = np.random.default_rng(draw).permutation(len(targets))
+                test, rest = order[:800], order[800:]
+                train = np.concatenate([rest[targets[rest] == c][:k] for c in range(10)])
+                probe = LogisticRegression(max_iter=2000).fit(vectors[train], targets[train])
+                scores.append(probe.score(vectors[test], targets[test]))
+            row.append(f"{np.mean(scores):.1%} @{k}")
+        print(f"handwritten digits, {title}: " + ", ".join(row), flush=True)
+
+
+def rounded(array: np.ndarray) -> np.ndarray:
+    """Round float32 to the nearest value with `ROUNDED_BITS` bits of fraction, so that it zips well."""
+    drop = 23 - ROUNDED_BITS
+    bits = array.astype(np.float32).view(np.uint32).astype(np.uint64)
+    bits = (bits + (1 << (drop - 1))) >> drop << drop
+    return bits.astype(np.uint32).view(np.float32)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--batch-size", type=int, default=192)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.02)
+    parser.add_argument("--seed", type=int, default=1912)
+    parser.add_argument("--output", type=Path, default=DATA)
+    parser.add_argument("--work", type=Path, default=Path("build/pretrain"))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    keras.utils.set_random_seed(options.seed)
+    characters = choose_classes()
+    names = "".join(f"{unicodedata.name(c)}\n" for c in characters)
+    (options.output / "glyph1k_names.txt").write_text(names)
+    masks, labels = datasets.glyph_masks(characters, datasets.TRAINING_FONTS)
+    print(f"{len(characters)} classes, {len(masks)} glyphs in {len(datasets.TRAINING_FONTS)} fonts", flush=True)
+
+    model = BiT(UNITS[14], 0.5, NUM_CLASSES)
+    warmup = min(500, options.steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, options.steps - warmup, warmup_target=options.learning_rate, warmup_steps=warmup
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    optimizer.build(model.trainable_variables)
+    step = tf.Variable(0, dtype=tf.int64)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, step=step)
+    manager = tf.train.CheckpointManager(checkpoint, options.work, max_to_keep=2)
+    if manager.restore_or_initialize():
+        print(f"resuming at step {int(step)}", flush=True)
+
+    @tf.function
+    def train_step(images, labels):
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(loss)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        correct = tf.equal(tf.argmax(logits, -1, tf.int32), labels)
+        return loss, tf.reduce_mean(tf.cast(correct, tf.float32))
+
+    progress = tqdm(initial=int(step), total=options.steps, unit="step", mininterval=10)
+    losses, hits = [], []
+    for images, targets in batches(
+        masks, labels, options.batch_size, options.seed, int(step), options.steps
+    ):
+        loss, hit = train_step(images, targets)
+        losses.append(float(loss))
+        hits.append(float(hit))
+        step.assign_add(1)
+        progress.update()
+        if int(step) % 500 == 0:
+            progress.set_postfix_str(f"loss {np.mean(losses):.3f}, top-1 {np.mean(hits):.1%}")
+            losses, hits = [], []
+            manager.save()
+    progress.close()
+
+    arrays = {v.path: rounded(v.numpy()) for v in model.variables}
+    for variable in model.variables:
+        variable.assign(arrays[variable.path])
+    temporary = options.output / f".{NAME}.partial.npz"
+    np.savez_compressed(temporary, **arrays)
+    temporary.replace(options.output / f"{NAME}.npz")
+    print(f"{NAME}.npz: {(options.output / f'{NAME}.npz').stat().st_size / 1e6:.2f} MB", flush=True)
+    evaluate(model, characters)
+
+
+if __name__ == "__main__":
+    main()
