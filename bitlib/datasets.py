@@ -149,15 +149,13 @@ def augment_glyphs(masks, seed):
     thin = -tf.nn.max_pool2d(-ink, 3, 1, "SAME")
     ink += tf.nn.relu(weight) * (thick - ink) + 0.8 * tf.nn.relu(-weight) * (thin - ink)
     # Resolution: a third stays sharp, a third passes through 9-15 pixels, a third through 14-31.
-    third = count // 3
-    coarse = [ink[: count - 2 * third]]
-    for part, low, high in ((1, 9, 16), (2, 14, 32)):
+    sharp, coarse, medium = tf.split(ink, [count - 2 * (count // 3), count // 3, count // 3])
+    parts = [sharp]
+    for images, low, high, method in ((coarse, 9, 16, "bilinear"), (medium, 14, 32, "bicubic")):
         side = tf.random.stateless_uniform((), next(seeds), low, high, tf.int32)
-        images = ink[count - part * third : count - (part - 1) * third]
         images = tf.image.resize(images, (side, side), "area")
-        method = "bilinear" if part == 1 else "bicubic"
-        coarse.append(tf.image.resize(images, (GLYPH_SIZE, GLYPH_SIZE), method))
-    ink = tf.clip_by_value(tf.concat(coarse, 0), 0.0, 1.0)
+        parts.append(tf.image.resize(images, (GLYPH_SIZE, GLYPH_SIZE), method))
+    ink = tf.clip_by_value(tf.concat(parts, 0), 0.0, 1.0)
     return _paint(ink, uniform, normal)
 
 

@@ -36,7 +36,7 @@ ROUNDED_BITS = 9  # of the 23 in a float32's fraction: the zipped file halves
 def is_candidate(character: str) -> bool:
     """Letters and symbols; no digit or number of any script, no composite of other glyphs."""
     name = unicodedata.name(character, "")
-    unwanted = ("DIGIT", "NUMBER", "NUMERAL", "BRAILLE", "BOX DRAWINGS", "BLOCK", "SHADE", "LIGATURE")
+    unwanted = ("DIGIT", "NUMBER", "NUMERAL", "BRAILLE", "BOX DRAWINGS", "BLOCK", "SHADE", "LIGATURE", "TONE")
     return (
         unicodedata.category(character) in ("Lu", "Ll", "Lo", "Sm", "Sc", "So")
         and unicodedata.numeric(character, None) is None
@@ -155,7 +155,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=192)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=1912)
     parser.add_argument("--output", type=Path, default=DATA)
@@ -176,7 +176,7 @@ def main():
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, options.steps - warmup, warmup_target=options.learning_rate, warmup_steps=warmup
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay, global_clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     optimizer.build(model.trainable_variables)
     step = tf.Variable(0, dtype=tf.int64)

@@ -1,0 +1,87 @@
+"""The whole network in NumPy and float64: slow, short, and the oracle every port is checked against.
+
+It shares no code with `bitlib.model`. It follows the published arrays name by name and the paper
+(arXiv 1912.11370, section 2.1; arXiv 1603.05027; 1803.08494; 1903.10520) step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def standardize(kernel):
+    """Zero mean and unit variance for each output channel of an HWIO kernel."""
+    kernel = np.asarray(kernel, np.float64)
+    mean = kernel.mean(axis=(0, 1, 2))
+    return (kernel - mean) / np.sqrt(kernel.var(axis=(0, 1, 2)) + 1e-10)
+
+
+def pad(x, by):
+    """Surround `[N, H, W, C]` with zeros."""
+    return np.pad(x, ((0, 0), (by, by), (by, by), (0, 0)))
+
+
+def windows(x, size, stride):
+    """For each place in a size×size window, the `[N, H', W', C]` of pixels that fall on it."""
+    height, width = (n - size + 1 for n in x.shape[1:3])
+    for i in range(size):
+        for j in range(size):
+            yield (i, j), x[:, i : i + height : stride, j : j + width : stride]
+
+
+def convolve(x, kernel, stride=1):
+    """A convolution with a standardised kernel, padded on both sides by half its size."""
+    size = len(kernel)
+    kernel = standardize(kernel)
+    return sum(pixels @ kernel[place] for place, pixels in windows(pad(x, size // 2), size, stride))
+
+
+def group_norm_relu(x, gamma, beta, groups=32):
+    """Normalise each image over 32 groups of channels, scale and shift each channel, rectify."""
+    grouped = x.reshape(*x.shape[:3], groups, -1)
+    mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
+    variance = grouped.var(axis=(1, 2, 4), keepdims=True)
+    normal = ((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+    return np.maximum(normal * gamma + beta, 0)
+
+
+def unit(x, arrays, prefix, stride):
+    """A pre-activation bottleneck; the first of a block projects its shortcut."""
+
+    def norm(x, name):
+        gamma, beta = (arrays[f"{prefix}/{name}/group_norm/{p}"] for p in ("gamma", "beta"))
+        return group_norm_relu(x, gamma, beta)
+
+    def kernel(name):
+        return arrays[f"{prefix}/{name}/standardized_conv2d/kernel"]
+
+    residual = norm(x, "a")
+    projects = f"{prefix}/a/proj/standardized_conv2d/kernel" in arrays
+    shortcut = convolve(residual, kernel("a/proj"), stride) if projects else x
+    residual = convolve(residual, kernel("a"))
+    residual = convolve(norm(residual, "b"), kernel("b"), stride)
+    return shortcut + convolve(norm(residual, "c"), kernel("c"))
+
+
+def forward(arrays: Mapping[str, np.ndarray], images, head: bool = True) -> np.ndarray:
+    """Run a BiT of any depth and width.
+
+    Args:
+        arrays: a checkpoint's arrays by their published names, as `bitlib.checkpoint.read` gives.
+        images: `[N, H, W, 3]` in [-1, 1].
+        head: whether to apply the classifier.
+
+    Returns:
+        float64 `[N, num_classes]` logits, or `[N, channels]` pooled features without the head.
+    """
+    x = convolve(np.asarray(images, np.float64), arrays["resnet/root_block/standardized_conv2d/kernel"], 2)
+    x = np.max([pixels for _, pixels in windows(pad(x, 1), 3, 2)], axis=0)  # zeros, not -inf, at the border
+    for prefix in sorted({name.partition("/a/")[0] for name in arrays if "/a/" in name}):
+        x = unit(x, arrays, prefix, stride=1 if "block1" in prefix or "unit01" not in prefix else 2)
+    x = group_norm_relu(x, arrays["resnet/group_norm/gamma"], arrays["resnet/group_norm/beta"])
+    features = x.mean(axis=(1, 2))
+    if not head:
+        return features
+    return features @ np.asarray(arrays["resnet/head/conv2d/kernel"][0, 0], np.float64) + arrays["resnet/head/conv2d/bias"]
