@@ -30,7 +30,7 @@ _NUMBERED = re.compile(r"\b(standardized_conv2d|group_norm|conv2d)_\d+(?=/)")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the file, the array, what is there and what should be."""
+    """A checkpoint cannot be used; the message names the file, the array, what is and what should be there."""
 
 
 class Architecture(NamedTuple):
@@ -101,8 +101,12 @@ def check(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[in
     Raises:
         CheckpointError: arrays are missing, unexpected or of another shape; all are counted, five named.
     """
-    problems = [f"{name}: missing, expected shape {expected[name]}" for name in expected if name not in shapes]
-    problems += [f"{name}: unexpected, a BiT of this size has no such array" for name in shapes if name not in expected]
+    problems = [
+        f"{name}: missing, expected shape {expected[name]}" for name in expected if name not in shapes
+    ]
+    problems += [
+        f"{name}: unexpected, a BiT of this size has no such array" for name in shapes if name not in expected
+    ]
     problems += [
         f"{name}: expected shape {expected[name]}, found {shapes[name]}"
         for name in expected
@@ -113,8 +117,11 @@ def check(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[in
         raise CheckpointError("; ".join(problems[:5]) + more)
 
 
-class _Archive:
-    """An open `.npz` whose names, shapes and dtypes have been checked; `read` gives one array."""
+class Archive(Mapping):
+    """The arrays of an open `.npz` by name, each read from disk and checked when asked for.
+
+    Names, shapes and dtypes of all of them have been checked on opening.
+    """
 
     def __init__(self, file: zipfile.ZipFile):
         self._file = file
@@ -148,7 +155,9 @@ class _Archive:
             shape, _, dtype = read(stream)
             header = stream.tell()
         if dtype.hasobject:
-            raise CheckpointError(f"{name}: a pickled array (dtype object), expected float32; never unpickled here")
+            raise CheckpointError(
+                f"{name}: a pickled array (dtype object), expected float32; never unpickled here"
+            )
         if dtype.newbyteorder("=") != np.float32:
             raise CheckpointError(f"{name}: expected dtype float32, found {dtype}")
         stored, declared = member.file_size - header, dtype.itemsize * int(np.prod(shape, dtype=object))
@@ -156,8 +165,14 @@ class _Archive:
             raise CheckpointError(f"{name}: {shape} float32 takes {declared} bytes, found {stored}")
         return shape
 
-    def read(self, name: str) -> np.ndarray:
-        """One array, float32, in the machine's byte order, all values finite."""
+    def __iter__(self) -> Iterator[str]:
+        return iter(layout(self.architecture))
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One array: float32, in the machine's byte order, all values finite."""
         with _told_of(name), self._file.open(self._members[name]) as stream:
             array = np.lib.format.read_array(stream, allow_pickle=False)
             stream.read(1)  # past the end, so that the checksum of the last bytes is compared too
@@ -184,8 +199,8 @@ def _require_finite(name: str, array: np.ndarray) -> None:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[_Archive]:
-    """Open and check a `.npz`; whatever is wrong with it is told with its path."""
+def opened(path: str | os.PathLike) -> Iterator[Archive]:
+    """Open a `.npz` as a mapping that reads one array at a time. Raises as `read`, in the body too."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, expected a BiT checkpoint (.npz)")
@@ -204,7 +219,7 @@ def _open(path: Path) -> Iterator[_Archive]:
         except (zipfile.BadZipFile, OverflowError, ValueError) as error:
             raise CheckpointError(f"truncated or corrupt zip ({error}); download it again") from error
         with file:
-            yield _Archive(file)
+            yield Archive(file)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -224,8 +239,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         CheckpointError: not a zip, truncated, corrupt or empty; or an array is missing, unexpected,
             duplicate, pickled, of another shape or dtype, or holds NaN or infinity.
     """
-    with _open(Path(path)) as archive:
-        return {name: archive.read(name) for name in layout(archive.architecture)}
+    with opened(path) as archive:
+        return dict(archive)
 
 
 def shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
@@ -233,7 +248,7 @@ def shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
 
     Raises: as `read`, but for what only the data can tell.
     """
-    with _open(Path(path)) as archive:
+    with opened(path) as archive:
         return layout(archive.architecture)
 
 
@@ -275,12 +290,16 @@ def load(source: str | os.PathLike, head: str | int | None = "keep", dtype=None)
         FileNotFoundError: the path does not exist.
         CheckpointError: as `read`; or `head="keep"` and the checkpoint has no head.
     """
-    if head != "keep" and head is not None and (isinstance(head, (bool, str)) or int(head) != head or head < 1):
+    if (
+        head != "keep"
+        and head is not None
+        and (isinstance(head, (bool, str)) or int(head) != head or head < 1)
+    ):
         raise ValueError(f"head: expected 'keep', None or a number of classes, received {head!r}")
     path = resolve(source)
     from bitlib.model import BiT
 
-    with _open(path) as archive:
+    with opened(path) as archive:
         units, width, num_classes = archive.architecture
         if head == "keep" and num_classes is None:
             raise CheckpointError(f"{HEAD[0]}: missing; to load pooled features pass head=None")
@@ -288,7 +307,7 @@ def load(source: str | os.PathLike, head: str | int | None = "keep", dtype=None)
         for variable in model.variables:
             name = array_name(variable)
             if name not in HEAD or head == "keep":
-                variable.assign(archive.read(name))
+                variable.assign(archive[name])
     return model
 
 
@@ -348,7 +367,9 @@ def fetch_file(file: str) -> Path:
     if "://" not in mirror:
         mirrored = Path(mirror).expanduser() / file
         if not mirrored.is_file():
-            raise ConnectionError(f"{file}: not in BITLIB_MIRROR ({mirror}); put it there, or unset the variable")
+            raise ConnectionError(
+                f"{file}: not in BITLIB_MIRROR ({mirror}); put it there, or unset the variable"
+            )
         return mirrored
     import pooch
 

@@ -117,6 +117,57 @@ def glyph_masks(characters: Sequence[str], fonts: Sequence[str]) -> tuple[np.nda
     return np.stack(masks), np.array(labels)
 
 
+def glyph_pictures(characters: Sequence[str], fonts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """As `glyph_masks`, but black on white, as print is.
+
+    Returns:
+        pictures uint8 `[M, 64, 64]` (0 for ink) and labels int64 `[M]` that index `characters`.
+    """
+    masks, labels = glyph_masks(characters, fonts)
+    return 255 - masks, labels
+
+
+def glyph_classes() -> list[str]:
+    """The 1000 characters of Glyph-1k, in the order of BiT-XS's outputs."""
+    from bitlib import labels
+
+    return [unicodedata.lookup(name) for name in labels.names("glyph1k")]
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's handwritten digits: 1797 real scans of 8×8 pixels, by 43 people.
+
+    E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (CC BY 4.0).
+
+    Returns:
+        pictures uint8 `[1797, 64, 64]`, light on dark as they were scanned, enlarged to 48×48 and
+        padded; and labels int64 `[1797]`, 0 to 9.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    levels = np.round(scans.images * (255 / 16)).astype(np.uint8)
+    pictures = np.zeros((len(levels), GLYPH_SIZE, GLYPH_SIZE), np.uint8)
+    for picture, level in zip(pictures, levels, strict=True):
+        picture[8:56, 8:56] = Image.fromarray(level).resize((48, 48), Image.Resampling.BILINEAR)
+    return pictures, scans.target
+
+
+def photographs() -> dict[str, np.ndarray]:
+    """The two photographs that ship with scikit-learn: a Chinese palace and a flower.
+
+    Returns:
+        uint8 `[427, 640, 3]` by file name.
+    """
+    from sklearn.datasets import load_sample_images
+
+    sample = load_sample_images()
+    return {
+        str(name).rsplit("/")[-1]: image for name, image in zip(sample.filenames, sample.images, strict=True)
+    }
+
+
 def augment_glyphs(masks, seed):
     """Turn glyph masks into pictures: warped, thickened or thinned, blurred, coloured, noisy.
 
@@ -169,7 +220,9 @@ def _warp(images, uniform, normal):
     shift = uniform(-0.15, 0.15, 1, 1, 2)
     cos, sin = tf.cos(angle), tf.sin(angle)
     rotation = tf.stack([tf.stack([cos, -sin], -1), tf.stack([sin, cos], -1)], 1)
-    slant = tf.stack([tf.stack([tf.ones_like(shear), shear], -1), tf.stack([0 * shear, 1 + 0 * shear], -1)], 1)
+    slant = tf.stack(
+        [tf.stack([tf.ones_like(shear), shear], -1), tf.stack([0 * shear, 1 + 0 * shear], -1)], 1
+    )
     scale = tf.linalg.diag(tf.stack([zoom * tf.sqrt(aspect), zoom / tf.sqrt(aspect)], -1))
     inverse = tf.linalg.inv(rotation @ slant @ scale)
     axis = tf.linspace(-1.0, 1.0, size)

@@ -10,9 +10,12 @@ This module knows Keras and nothing of files.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import contextmanager
 
 import keras
+import numpy as np
 from keras import ops
 
 UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -34,6 +37,8 @@ def standardize(kernel):
         code: filters of variance 1e-8 come out with a variance of 0.99, not 1.
     """
     centred = kernel - ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
+    # Once more: the last digit of the first mean counts where the mean is large against the spread.
+    centred = centred - ops.mean(centred, axis=(0, 1, 2), keepdims=True)
     variance = ops.mean(ops.square(centred), axis=(0, 1, 2), keepdims=True)
     return centred * ops.rsqrt(variance + 1e-10)
 
@@ -54,11 +59,14 @@ class StandardizedConv2D(keras.layers.Conv2D):
         # The standardisation needs float32 under every dtype policy: float16 loses variances of 1e-8.
         return super().add_weight(*args, **kwargs, autocast=False)
 
+    constant_kernel = None  # set by BiT.constant_kernels
+
     def convolution_op(self, inputs, kernel):
+        kernel = standardize(kernel) if self.constant_kernel is None else self.constant_kernel
         height, width = (size // 2 for size in self.kernel_size)
         if height or width:
             inputs = ops.pad(inputs, ((0, 0), (height, height), (width, width), (0, 0)))
-        return super().convolution_op(inputs, ops.cast(standardize(kernel), inputs.dtype))
+        return super().convolution_op(inputs, ops.cast(kernel, inputs.dtype))
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -83,9 +91,10 @@ class GroupNorm(keras.layers.Layer):
         dtype = x.dtype
         x = ops.cast(x, "float32")
         mean = self._mean_over_group(ops.mean(x, axis=(1, 2)))
-        variance = self._mean_over_group(ops.mean(ops.square(x - mean), axis=(1, 2)))
+        centred = x - mean
+        variance = self._mean_over_group(ops.mean(ops.square(centred), axis=(1, 2)))
         scale = self.gamma * ops.rsqrt(variance + self.epsilon)
-        return ops.cast(ops.relu(x * scale + (self.beta - mean * scale)), dtype)
+        return ops.cast(ops.relu(centred * scale + self.beta), dtype)
 
     def _mean_over_group(self, per_channel):
         """`[N, C]` means of channels -> `[N, 1, 1, C]`, each the mean of its whole group."""
@@ -148,6 +157,41 @@ class Unit(keras.layers.Layer):
         return super().get_config() | config
 
 
+def check_range(images) -> None:
+    """Catch what a model that wants [-1, 1] would take in silence.
+
+    Args:
+        images: an array or eager tensor. Symbolic ones have no values yet and pass.
+
+    Raises:
+        ValueError: not floating point, or values beyond ±16: surely [0, 255].
+
+    Warns:
+        UserWarning: all values lie in [0, 1]: likely [0, 1], though a very bright image looks the same.
+    """
+    if not isinstance(images, np.ndarray) and not hasattr(images, "numpy"):
+        return
+    values = np.asarray(images)
+    if values.dtype.kind in "iub":
+        raise ValueError(
+            f"images: expected floats in [-1, 1], received {values.dtype}; divide by 127.5, subtract 1"
+        )
+    if values.size == 0:
+        return
+    low, high = float(values.min()), float(values.max())
+    if max(-low, high) > 16:
+        raise ValueError(
+            f"images: expected floats in [-1, 1], received values from {low:.4g} to {high:.4g}; "
+            "if they are in [0, 255], divide by 127.5 and subtract 1"
+        )
+    if 0 <= low < high <= 1:
+        warnings.warn(
+            f"images: all values lie in [0, 1] ({low:.4g} to {high:.4g}), the model expects [-1, 1]; "
+            "if they were scaled to [0, 1], multiply by 2 and subtract 1",
+            stacklevel=2,
+        )
+
+
 @keras.saving.register_keras_serializable(package="bitlib")
 class BiT(keras.Model):
     """A BiT-ResNet: root, four blocks of units, GroupNorm and ReLU, global average pool, head.
@@ -164,7 +208,7 @@ class BiT(keras.Model):
 
     Raises:
         ValueError: `units` are not four positive numbers, `width` does not give 32 groups,
-            `num_classes` is not positive.
+            `num_classes` is not positive; when called, as `check_range`.
     """
 
     def __init__(
@@ -239,6 +283,7 @@ class BiT(keras.Model):
             `[N, H/4, W/4, 256w]` … `[N, H/32, W/32, 2048w]`, `features` `[N, 2048w]`, and `logits`
             `[N, num_classes]` where the model has a head.
         """
+        check_range(images)
         x = self.root(images)
         # The pool pads with zeros, not with minus infinity: where all inputs are negative the border is 0.
         x = ops.max_pool(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
@@ -256,6 +301,18 @@ class BiT(keras.Model):
     def call(self, images, training=False):
         stages = self.stages(images)
         return stages.get("logits", stages["features"])
+
+    @contextmanager
+    def constant_kernels(self):
+        """While open, standardised kernels are constants: what is traced standardises no kernel again."""
+        convolutions = [layer for layer in self._flatten_layers() if isinstance(layer, StandardizedConv2D)]
+        try:
+            for layer in convolutions:
+                layer.constant_kernel = ops.convert_to_numpy(standardize(layer.kernel))
+            yield
+        finally:
+            for layer in convolutions:
+                layer.constant_kernel = None
 
     def get_config(self):
         config = {"units": self.units, "width": self.width, "num_classes": self.num_classes}

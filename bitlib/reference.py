@@ -82,6 +82,35 @@ def forward(arrays: Mapping[str, np.ndarray], images, head: bool = True) -> np.n
         x = unit(x, arrays, prefix, stride=1 if "block1" in prefix or "unit01" not in prefix else 2)
     x = group_norm_relu(x, arrays["resnet/group_norm/gamma"], arrays["resnet/group_norm/beta"])
     features = x.mean(axis=(1, 2))
-    if not head:
-        return features
-    return features @ np.asarray(arrays["resnet/head/conv2d/kernel"][0, 0], np.float64) + arrays["resnet/head/conv2d/bias"]
+    return apply_head(arrays, features) if head else features
+
+
+def apply_head(arrays, features):
+    """The classifier: a 1×1 convolution on a 1×1 map, which is a matrix product."""
+    kernel = np.asarray(arrays["resnet/head/conv2d/kernel"], np.float64)
+    return features @ kernel[0, 0] + arrays["resnet/head/conv2d/bias"]
+
+
+def disagreement(model, arrays: Mapping[str, np.ndarray], size: int = 64, seed: int = 0) -> float:
+    """How far a Keras model is from this reference, on one random image.
+
+    Args:
+        model: a `bitlib.model.BiT`.
+        arrays: the checkpoint's arrays; a `bitlib.checkpoint.Archive` reads them one at a time.
+        size: height and width of the image, in pixels.
+        seed: of the image's uniform values in [-1, 1].
+
+    Returns:
+        The largest difference of pooled features, and of logits if the model kept the checkpoint's
+        head, each as a share of the largest reference value. Rounding to float32 leaves about 1e-6.
+    """
+    image = np.random.default_rng(seed).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
+    results = model.stages(image)
+    expected = {"features": forward(arrays, image, head=False)}
+    bias = "resnet/head/conv2d/bias"
+    if model.head is not None and bias in arrays and np.array_equal(arrays[bias], model.head.bias):
+        expected["logits"] = apply_head(arrays, expected["features"])
+    return max(
+        float(np.abs(results[name] - value).max() / max(np.abs(value).max(), 1e-30))
+        for name, value in expected.items()
+    )

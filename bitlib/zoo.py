@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,3 +170,21 @@ def card(name: str) -> Card:
     near = difflib.get_close_matches(wanted, by_lower_case, n=3, cutoff=0.5)
     hint = ", ".join(by_lower_case[n].name for n in near) or "bitlib.zoo.names() lists them all"
     raise ValueError(f"name: no published BiT is called {name!r}; nearest: {hint}")
+
+
+def card_of(source: str | os.PathLike) -> Card:
+    """The card of a model's name or of a checkpoint file, published or one's own.
+
+    A file that is called like a published model gets that model's card. Any other gets a plain one:
+    no class list, images resized straight to 224 pixels.
+
+    Raises:
+        ValueError: neither a file nor the name of a published BiT.
+    """
+    try:
+        return card(source)
+    except ValueError:
+        path = Path(source)
+        if path.suffix != ".npz" and not path.is_file():
+            raise
+        return Card(path.stem, path.name, "as in the file", None, None, "unknown data", 224, antialias=True)

@@ -169,7 +169,9 @@ def main():
     names = "".join(f"{unicodedata.name(c)}\n" for c in characters)
     (options.output / "glyph1k_names.txt").write_text(names)
     masks, labels = datasets.glyph_masks(characters, datasets.TRAINING_FONTS)
-    print(f"{len(characters)} classes, {len(masks)} glyphs in {len(datasets.TRAINING_FONTS)} fonts", flush=True)
+    print(
+        f"{len(characters)} classes, {len(masks)} glyphs in {len(datasets.TRAINING_FONTS)} fonts", flush=True
+    )
 
     model = BiT(UNITS[14], 0.5, NUM_CLASSES)
     warmup = min(500, options.steps // 10)
@@ -197,9 +199,7 @@ def main():
 
     progress = tqdm(initial=int(step), total=options.steps, unit="step", mininterval=10)
     losses, hits = [], []
-    for images, targets in batches(
-        masks, labels, options.batch_size, options.seed, int(step), options.steps
-    ):
+    for images, targets in batches(masks, labels, options.batch_size, options.seed, int(step), options.steps):
         loss, hit = train_step(images, targets)
         losses.append(float(loss))
         hits.append(float(hit))

@@ -1,0 +1,37 @@
+# make run     set up, run every page, leave the executed pages in build/
+# make test    set up, run every test
+# make lab     open the pages in JupyterLab
+# make pages   run the pages and store their outputs (after a change)
+# make clean   remove .venv and build
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint lab pages clean
+
+run: .venv/installed
+	$(BIN)/python scripts/run_pages.py build
+
+test: lint
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+pages: .venv/installed
+	$(BIN)/python scripts/run_pages.py notebooks
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf .venv build

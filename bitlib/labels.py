@@ -1,0 +1,105 @@
+"""From the index of an output to the name of a class."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from bitlib._files import bundled
+from bitlib.checkpoint import fetch_file
+
+FILES = {
+    "glyph1k": "glyph1k_names.txt",
+    "ilsvrc2012": "ilsvrc2012_wordnet_lemmas.txt",
+    "imagenet21k": "imagenet21k_wordnet_lemmas.txt",
+}
+"""The file of each class list: one class a line, line number = index. The first is bundled, the others
+are published beside the weights."""
+
+
+@functools.cache
+def names(class_list: str) -> tuple[str, ...]:
+    """The class names of a list, in the order of a model's outputs.
+
+    Args:
+        class_list: `glyph1k`, `ilsvrc2012` or `imagenet21k`, as a card's `labels` says.
+
+    Returns:
+        One name a class; underscores of WordNet lemmas are turned into blanks.
+
+    Raises:
+        ValueError: there is no such list.
+        ConnectionError: the list is not bundled, not cached, and cannot be downloaded.
+    """
+    if class_list not in FILES:
+        raise ValueError(f"class_list: expected one of {', '.join(FILES)}, received {class_list!r}")
+    file = FILES[class_list]
+    path = bundled(file) if class_list == "glyph1k" else fetch_file(file)
+    return tuple(line.replace("_", " ") for line in path.read_text().splitlines())
+
+
+def names_or_numbers(class_list: str | None, num_classes: int) -> tuple[tuple[str, ...], str]:
+    """As `names`; where they cannot be had or do not fit, `class 0`, `class 1`, … and the reason why.
+
+    Returns:
+        `num_classes` names, and the reason for numbers, or an empty string.
+    """
+    reason = "the model has no published class list"
+    if class_list:
+        try:
+            found = names(class_list)
+            if len(found) == num_classes:
+                return found, ""
+            reason = f"{class_list} has {len(found)} names, the model {num_classes} outputs"
+        except ConnectionError as error:
+            reason = str(error)
+    return tuple(f"class {index}" for index in range(num_classes)), reason
+
+
+def probabilities(logits, activation: str = "softmax") -> np.ndarray:
+    """Turn logits into probabilities.
+
+    Args:
+        logits: float `[N, classes]`.
+        activation: `softmax` for one class a picture, `sigmoid` for any number (ImageNet-21k).
+
+    Returns:
+        float64 `[N, classes]` in [0, 1].
+    """
+    logits = np.asarray(logits, np.float64)
+    if activation == "sigmoid":
+        return 0.5 * (1 + np.tanh(logits / 2))
+    if activation != "softmax":
+        raise ValueError(f"activation: expected 'softmax' or 'sigmoid', received {activation!r}")
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def top_k(probabilities, class_names: Sequence[str], k: int = 5) -> list[list[tuple[str, float]]]:
+    """The k likeliest classes of each row, best first, ties in the order of the classes.
+
+    Args:
+        probabilities: float `[N, classes]`.
+        class_names: one a class.
+        k: at least 1; no more are given than there are classes.
+
+    Returns:
+        For each row, k pairs of name and probability.
+
+    Raises:
+        ValueError: the numbers of names and classes differ, or k is below 1.
+    """
+    probabilities = np.asarray(probabilities)
+    if probabilities.shape[-1] != len(class_names):
+        raise ValueError(
+            f"class_names: expected {probabilities.shape[-1]} names, received {len(class_names)}"
+        )
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, received {k}")
+    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k]
+    return [
+        [(class_names[index], float(row[index])) for index in best]
+        for row, best in zip(probabilities, order, strict=True)
+    ]

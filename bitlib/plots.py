@@ -1,0 +1,304 @@
+"""Every figure the pages draw: arrays in, a matplotlib Figure out.
+
+Colours are those of Okabe and Ito, which colour-blind readers tell apart. Figures are closed before
+they are returned, so a notebook shows each once, as the value of its cell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#999999"
+
+STAGES = ("root", "block1", "block2", "block3", "block4", "head")
+
+
+def _figure(rows: int = 1, columns: int = 1, size=(7.0, 3.0), **kwargs):
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **kwargs)
+    plt.close(fig)
+    return fig, axes
+
+
+def _plain(ax, title: str = "", x: str = "", y: str = ""):
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set(title=title, xlabel=x, ylabel=y)
+
+
+def _picture(ax, image, title: str = "", size: float = 9):
+    image = np.asarray(image)
+    if image.dtype.kind == "f":
+        image = np.clip((image + 1) / 2, 0, 1)
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
+    ax.set_title(title, fontsize=size)
+    ax.axis("off")
+
+
+def _stage(name: str) -> str:
+    match = re.match(r"resnet/(root|block\d|head)", name)
+    return match[1] if match else "head"
+
+
+def _kind(name: str, shape: Sequence[int]) -> str:
+    if "group_norm" in name or name.endswith("bias"):
+        return "gamma, beta, bias"
+    if "/head/" in name:
+        return "head"
+    if "/proj/" in name:
+        return "projection"
+    return f"{shape[0]}×{shape[1]} kernel"
+
+
+def anatomy(shapes: Mapping[str, Sequence[int]], resolution: int) -> Figure:
+    """A checkpoint's network, stage by stage, beside the parameters that its arrays hold.
+
+    Args:
+        shapes: names and shapes of the arrays, as `bitlib.checkpoint.shapes` gives.
+        resolution: height and width of the input in pixels, for the sizes of the feature maps.
+    """
+    fig, (left, right) = _figure(1, 2, (9, 3.6), width_ratios=(1.15, 1))
+    channels = {"root": shapes["resnet/root_block/standardized_conv2d/kernel"][-1]}
+    units = dict.fromkeys(STAGES, 0)
+    for name, shape in shapes.items():
+        if name.endswith("c/standardized_conv2d/kernel"):
+            channels[_stage(name)] = shape[-1]
+            units[_stage(name)] += 1
+    has_head = "resnet/head/conv2d/bias" in shapes
+    for row, stage in enumerate(STAGES):
+        side = -(-resolution // (4 * 2 ** max(0, row - 1)))
+        text = {
+            "root": f"7×7 convolution, pool → {side}×{side}×{channels['root']}",
+            "head": "GroupNorm, ReLU, average"
+            + (f" → {shapes['resnet/head/conv2d/bias'][0]} logits" if has_head else ""),
+        }.get(stage)
+        if text is None:
+            count = units[stage]
+            text = f"{count} unit{'s' * (count > 1)} → {side}×{side}×{channels[stage]}"
+        left.text(0.02, row, stage, weight="bold", va="center")
+        left.text(0.2, row, text, va="center")
+        if row:
+            left.annotate(
+                "", (0.08, row - 0.22), (0.08, row - 0.78), arrowprops={"arrowstyle": "->", "color": GREY}
+            )
+    left.set(xlim=(0, 1), ylim=(5.6, -0.6), title=f"The network at {resolution}×{resolution} pixels")
+    left.axis("off")
+
+    colours = {
+        "7×7 kernel": PURPLE,
+        "1×1 kernel": BLUE,
+        "3×3 kernel": ORANGE,
+        "projection": GREEN,
+        "head": RED,
+        "gamma, beta, bias": GREY,
+    }
+    totals = {kind: np.zeros(len(STAGES)) for kind in colours}
+    for name, shape in shapes.items():
+        totals[_kind(name, shape)][STAGES.index(_stage(name))] += np.prod(shape)
+    start = np.zeros(len(STAGES))
+    for kind, total in totals.items():
+        right.barh(STAGES, total / 1e6, left=start / 1e6, color=colours[kind], label=kind)
+        start += total
+    right.invert_yaxis()
+    right.legend(frameon=False, fontsize=8)
+    _plain(right, "Where its parameters are", "parameters (millions)")
+    return fig
+
+
+def kernels(kernel) -> Figure:
+    """The filters of a root convolution as small colour pictures, each scaled to its own range.
+
+    Args:
+        kernel: float `[7, 7, 3, filters]`.
+    """
+    kernel = np.asarray(kernel)[..., :64]
+    columns = 16
+    rows = -(-kernel.shape[-1] // columns)
+    fig, axes = _figure(rows, columns, (columns * 0.5, rows * 0.55), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, filter_ in zip(axes.flat, np.moveaxis(kernel, -1, 0), strict=False):
+        low, high = filter_.min(), filter_.max()
+        ax.imshow((filter_ - low) / max(high - low, 1e-12))
+    return fig
+
+
+def standardization(kernel, standardized) -> Figure:
+    """What weight standardisation does: the values of three filters before, and after.
+
+    Args:
+        kernel, standardized: float `[height, width, channels_in, filters]`.
+    """
+    kernel, standardized = (np.asarray(k).reshape(-1, np.shape(k)[-1]) for k in (kernel, standardized))
+    order = np.argsort(kernel.std(axis=0))
+    chosen = order[[0, len(order) // 2, -1]]
+    fig, axes = _figure(1, 2, (8, 2.8))
+    for ax, values, title in zip(axes, (kernel, standardized), ("as stored", "standardised"), strict=True):
+        span = np.abs(values[:, chosen]).max()
+        bins = np.linspace(-span, span, 60)
+        for index, name, colour in zip(
+            chosen, ("narrowest", "median", "widest"), (BLUE, ORANGE, GREEN), strict=True
+        ):
+            ax.hist(values[:, index], bins, histtype="step", color=colour, lw=1.5, label=name)
+        _plain(ax, f"Three filters, {title}", "weight", "count")
+    axes[1].legend(frameon=False, title="filter", fontsize=8)
+    return fig
+
+
+def group_norm(before, after, groups: int = 32) -> Figure:
+    """What GroupNorm and ReLU do to one feature map: the spread of each group's values.
+
+    Args:
+        before, after: float `[H, W, C]`, input and output.
+    """
+    fig, axes = _figure(1, 2, (8, 2.8))
+    for ax, values, title in zip(axes, (before, after), ("going in", "coming out"), strict=True):
+        values = np.asarray(values)
+        grouped = np.moveaxis(values.reshape(*values.shape[:2], groups, -1), 2, 0).reshape(groups, -1)
+        low, median, high = np.percentile(grouped, (5, 50, 95), axis=1)
+        ax.vlines(np.arange(groups), low, high, color=GREY, lw=2, label="5 % to 95 %")
+        ax.plot(np.arange(groups), median, ".", color=BLUE, label="median")
+        ax.axhline(0, color="black", lw=0.5)
+        _plain(ax, f"Values {title}", "group", "activation")
+    axes[1].legend(frameon=False, fontsize=8)
+    return fig
+
+
+def agreement(values, reference, label: str = "logit") -> Figure:
+    """A port's outputs against the reference's, and the differences.
+
+    Args:
+        values, reference: float `[N, classes]`.
+    """
+    values, reference = np.ravel(values), np.ravel(reference)
+    fig, (left, right) = _figure(1, 2, (8, 2.9))
+    left.plot(reference, values, ".", ms=3, color=BLUE)
+    span = [reference.min(), reference.max()]
+    left.plot(span, span, color="black", lw=0.7)
+    _plain(left, "Port against reference", f"{label}, NumPy float64", f"{label}, Keras float32")
+    scale = np.abs(reference).max()
+    difference = np.maximum(np.abs(values - reference) / scale, 1e-12)
+    right.hist(np.log10(difference), 40, color=BLUE)
+    right.axvline(-4, color=RED, ls="--")
+    right.text(-4.1, right.get_ylim()[1] * 0.9, "limit", color=RED, ha="right")
+    _plain(right, "Their difference", "log10 of the share of the largest value", "count")
+    return fig
+
+
+def predictions(
+    pictures: Sequence, top: Sequence[Sequence[tuple[str, float]]], titles: Sequence[str]
+) -> Figure:
+    """Pictures with their likeliest classes as bars, four to a row.
+
+    Args:
+        pictures: images, uint8 or float in [-1, 1].
+        top: for each, pairs of class name and probability, best first.
+        titles: for each, what to write above it.
+    """
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    k = max(len(best) for best in top)
+    fig, axes = _figure(2 * rows, columns, (2.7 * columns, rows * (1.9 + 0.3 * k)), squeeze=False,
+                        height_ratios=[1.6, 0.3 * k] * rows)  # fmt: skip
+    for ax in axes.flat:
+        ax.axis("off")
+    for index, (picture, best, title) in enumerate(zip(pictures, top, titles, strict=True)):
+        row, column = divmod(index, columns)
+        _picture(axes[2 * row, column], picture, title)
+        ax = axes[2 * row + 1, column]
+        ax.axis("on")
+        ax.barh(range(len(best)), [p for _, p in best], color=BLUE, alpha=0.35)
+        for place, (name, probability) in enumerate(best):
+            ax.text(0.02, place, f"{shorten(name)}  {probability:.0%}", va="center", fontsize=7)
+        ax.set(xlim=(0, 1), ylim=(k - 0.5, -0.5), xticks=[], yticks=[])
+        ax.spines[["top", "right", "bottom"]].set_visible(False)
+    return fig
+
+
+def shorten(name: str, length: int = 34) -> str:
+    """The first of a class's names, fit for a figure: LATIN CAPITAL LETTER O -> Latin capital letter O."""
+    name = name.split(",")[0]
+    if name.isupper():
+        head, _, last = name.rpartition(" ")
+        name = f"{head.capitalize()} {last if len(last) == 1 else last.lower()}".strip()
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def confusions(pairs: Sequence[tuple], count: int = 6) -> Figure:
+    """Pictures that were taken for another class, each beside that class as it is usually drawn.
+
+    Args:
+        pairs: picture, its true name, picture of the class it was taken for, that class's name.
+    """
+    pairs = pairs[:count]
+    fig, axes = _figure(2, max(1, len(pairs)), (1.75 * max(1, len(pairs)), 4.0), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for column, (picture, true_name, other, other_name) in enumerate(pairs):
+        _picture(axes[0, column], picture, _wrapped(true_name), 7)
+        _picture(axes[1, column], other, "taken for\n" + _wrapped(other_name), 7)
+    return fig
+
+
+def _wrapped(name: str) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(shorten(name, 44), 18))
+
+
+def near_misses(pictures: Sequence, rows: Sequence[Sequence[tuple[str, float]]]) -> Figure:
+    """One picture a class with the three classes its kind is most often taken for.
+
+    Args:
+        pictures: one picture each.
+        rows: for each, pairs of class name and share of the pictures, most frequent first.
+    """
+    fig, axes = _figure(2, -(-len(pictures) // 2), (9, 3.6), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, picture, best in zip(axes.flat, pictures, rows, strict=False):
+        _picture(ax, picture)
+        text = "\n".join(f"{share:.0%} {shorten(name, 26)}" for name, share in best)
+        ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=6.5)
+    return fig
+
+
+def mistakes(pictures: Sequence, titles: Sequence[str], scores: Sequence[float], score_name: str) -> Figure:
+    """One picture as the network sees it under several treatments, with what each costs below.
+
+    Args:
+        pictures: the same picture under each treatment, float; shown as the network reads it, from
+            black at -1 to white at 1.
+        titles: the treatments.
+        scores: share in [0, 1] for each.
+        score_name: what the share is of.
+    """
+    fig, axes = _figure(2, len(pictures), (1.75 * len(pictures), 3.4), height_ratios=(2, 1))
+    for column, (picture, title, score) in enumerate(zip(pictures, titles, scores, strict=True)):
+        _picture(axes[0, column], picture, title, 8)
+        ax = axes[1, column]
+        ax.barh([0], [score], color=GREEN if column == 0 else RED)
+        ax.text(0.03, 0, f"{score:.1%}", va="center", fontsize=9)
+        ax.set(
+            xlim=(0, 1), ylim=(-0.8, 0.8), xticks=[0, 1], yticks=[], xlabel=score_name if column == 0 else ""
+        )
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    return fig
+
+
+def curve(
+    x: Sequence[float], y: Sequence[float], title: str, x_name: str, y_name: str, mark: float | None = None
+) -> Figure:
+    """A line with its points; `mark` draws a dashed line at that x."""
+    fig, ax = _figure(size=(5.5, 2.8))
+    ax.plot(x, y, "o-", color=BLUE)
+    if mark is not None:
+        ax.axvline(mark, color=GREY, ls="--")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(x, [f"{value:g}" for value in x])
+    ax.set_ylim(0, None)
+    _plain(ax, title, x_name, y_name)
+    return fig
