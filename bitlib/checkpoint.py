@@ -30,7 +30,7 @@ _NUMBERED = re.compile(r"\b(standardized_conv2d|group_norm|conv2d)_\d+(?=/)")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the file, the array, what is and what should be there."""
+    """A checkpoint cannot be used; its message names the file, the array, what was found and expected."""
 
 
 class Architecture(NamedTuple):

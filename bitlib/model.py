@@ -231,19 +231,17 @@ class BiT(keras.Model):
 
         own = {"dtype": self.dtype_policy}
         self.root = StandardizedConv2D(filters, 7, 2, name="standardized_conv2d", **own)
-        self.blocks = [
-            [
-                Unit(
-                    filters * 2**block,
-                    strides=2 if block > 0 and unit == 0 else 1,
-                    project=unit == 0,
-                    name=f"unit{unit + 1:02d}",
+        for block, count in enumerate(self.units, start=1):
+            for unit in range(1, count + 1):
+                layer = Unit(
+                    filters * 2 ** (block - 1),
+                    strides=2 if block > 1 and unit == 1 else 1,
+                    project=unit == 1,
+                    name=f"unit{unit:02d}",
                     **own,
                 )
-                for unit in range(count)
-            ]
-            for block, count in enumerate(self.units)
-        ]
+                # An attribute each, not a list: tf.train.Checkpoint does not look into Keras' lists.
+                setattr(self, f"block{block}_unit{unit:02d}", layer)
         self.norm = GroupNorm(name="group_norm", **own)
         self.head = None
         if num_classes is not None:
@@ -252,6 +250,14 @@ class BiT(keras.Model):
                 num_classes, 1, kernel_initializer="zeros", dtype="float32", name="conv2d"
             )
         self.build((None, None, None, 3))
+
+    @property
+    def blocks(self) -> list[list[Unit]]:
+        """The units of each of the four blocks."""
+        return [
+            [getattr(self, f"block{block}_unit{unit:02d}") for unit in range(1, count + 1)]
+            for block, count in enumerate(self.units, start=1)
+        ]
 
     @property
     def num_features(self) -> int:
@@ -284,6 +290,13 @@ class BiT(keras.Model):
             `[N, num_classes]` where the model has a head.
         """
         check_range(images)
+        return self._forward(images)
+
+    def __call__(self, images, *args, **kwargs):
+        check_range(images)  # here, because Keras wraps errors raised in `call` in a page of its own
+        return super().__call__(images, *args, **kwargs)
+
+    def _forward(self, images) -> dict:
         x = self.root(images)
         # The pool pads with zeros, not with minus infinity: where all inputs are negative the border is 0.
         x = ops.max_pool(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
@@ -299,7 +312,7 @@ class BiT(keras.Model):
         return stages
 
     def call(self, images, training=False):
-        stages = self.stages(images)
+        stages = self._forward(images)
         return stages.get("logits", stages["features"])
 
     @contextmanager

@@ -127,24 +127,24 @@ def kernels(kernel) -> Figure:
 
 
 def standardization(kernel, standardized) -> Figure:
-    """What weight standardisation does: the values of three filters before, and after.
+    """What weight standardisation does: mean and standard deviation of every filter, before and after.
 
     Args:
         kernel, standardized: float `[height, width, channels_in, filters]`.
     """
-    kernel, standardized = (np.asarray(k).reshape(-1, np.shape(k)[-1]) for k in (kernel, standardized))
-    order = np.argsort(kernel.std(axis=0))
-    chosen = order[[0, len(order) // 2, -1]]
     fig, axes = _figure(1, 2, (8, 2.8))
     for ax, values, title in zip(axes, (kernel, standardized), ("as stored", "standardised"), strict=True):
-        span = np.abs(values[:, chosen]).max()
-        bins = np.linspace(-span, span, 60)
-        for index, name, colour in zip(
-            chosen, ("narrowest", "median", "widest"), (BLUE, ORANGE, GREEN), strict=True
-        ):
-            ax.hist(values[:, index], bins, histtype="step", color=colour, lw=1.5, label=name)
-        _plain(ax, f"Three filters, {title}", "weight", "count")
-    axes[1].legend(frameon=False, title="filter", fontsize=8)
+        values = np.asarray(values).reshape(-1, np.shape(values)[-1])
+        ax.plot(values.mean(axis=0), values.std(axis=0), "o", ms=5, color=BLUE, alpha=0.5)
+        _plain(
+            ax,
+            f"{values.shape[-1]} filters, {title}",
+            "mean of a filter's weights",
+            "their standard deviation",
+        )
+    span = max(np.abs(axes[0].get_xlim()))
+    axes[0].set(xlim=(-span, span), ylim=(0, None))
+    axes[1].set(xlim=(-1, 1), ylim=(0, 2))
     return fig
 
 
@@ -163,7 +163,8 @@ def group_norm(before, after, groups: int = 32) -> Figure:
         ax.plot(np.arange(groups), median, ".", color=BLUE, label="median")
         ax.axhline(0, color="black", lw=0.5)
         _plain(ax, f"Values {title}", "group", "activation")
-    axes[1].legend(frameon=False, fontsize=8)
+    axes[1].set_ylim(None, 1.3 * axes[1].get_ylim()[1])
+    axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
     return fig
 
 

@@ -9,6 +9,7 @@ What is written follows the reusable SavedModel interface of TF2
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import tensorflow as tf
@@ -64,9 +65,21 @@ def export(
         raise FileExistsError(f"directory: {directory} exists and is not a SavedModel; choose another folder")
     directory.parent.mkdir(parents=True, exist_ok=True)
     module, signature = _frozen(model, input_range) if freeze else _reusable(model, input_range)
-    with replacing(directory) as temporary:
+    with replacing(directory) as temporary, _without_log():
         tf.saved_model.save(module, str(temporary), signatures={"serving_default": signature})
     return directory
+
+
+@contextmanager
+def _without_log():
+    """TensorFlow would log the temporary folder as the place it wrote to."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _replaceable(directory: Path) -> bool:

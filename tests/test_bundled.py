@@ -1,0 +1,63 @@
+"""The bundled model is what data/README.md says it is."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import bitlib
+from bitlib import checkpoint, datasets, images, reference, zoo
+
+CARD = zoo.card(zoo.BUNDLED)
+README = Path(__file__).parent.parent / "data" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bitlib.load(zoo.BUNDLED)
+
+
+def stated(row, column=1):
+    """A percentage out of a table of data/README.md."""
+    (line,) = [line for line in README.read_text().splitlines() if line.startswith(f"| {row}")]
+    return float(re.findall(r"([\d.]+) %", line)[column - 1]) / 100
+
+
+def test_at_most_8_mb_in_the_published_layout():
+    path = checkpoint.fetch(zoo.BUNDLED)
+    assert path.stat().st_size <= 8_000_000
+    assert len(checkpoint.read(path)) == 45
+
+
+def test_port_agrees_with_the_reference(model):
+    arrays = checkpoint.read(checkpoint.fetch(zoo.BUNDLED))
+    assert reference.disagreement(model, arrays) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("row", "fonts"),
+    [("unseen styles", datasets.UNSEEN_STYLES), ("unseen typeface", datasets.UNSEEN_TYPEFACES)],
+)
+def test_reads_fonts_it_never_saw_as_stated(model, row, fonts):
+    pictures, truth = datasets.glyph_pictures(datasets.glyph_classes(), fonts)
+    predicted = model.predict(images.batch(pictures, CARD), verbose=0).argmax(-1)
+    assert np.mean(predicted == truth) == pytest.approx(stated(row), abs=0.01)
+
+
+def test_features_tell_digits_apart_as_stated():
+    """Logistic regression on pooled features, k digits of each class, 800 test images, five draws."""
+    pictures, targets = datasets.digits()
+    model = bitlib.load(zoo.BUNDLED, head=None)
+    features = model.predict(images.batch(pictures, CARD), verbose=0)
+    for column, k in enumerate((1, 5, 10, 50), start=1):
+        scores = []
+        for draw in range(5):
+            order = np.random.default_rng(draw).permutation(len(targets))
+            test, rest = order[:800], order[800:]
+            train = np.concatenate([rest[targets[rest] == digit][:k] for digit in range(10)])
+            probe = LogisticRegression(max_iter=2000).fit(features[train], targets[train])
+            scores.append(probe.score(features[test], targets[test]))
+        assert np.mean(scores) == pytest.approx(stated("features of BiT-XS", column), abs=0.01)
+        assert np.mean(scores) > stated("raw pixels", column)

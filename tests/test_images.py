@@ -1,0 +1,231 @@
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from bitlib import datasets, images, zoo
+from bitlib.zoo import Card
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return datasets.photographs()["flower.jpg"]
+
+
+def encoded(image, format="PNG", **options):
+    data = io.BytesIO()
+    image.save(data, format, **options)
+    return data.getvalue()
+
+
+class TestRead:
+    def test_path_bytes_pil_and_array_are_the_same(self, tmp_path, photo):
+        image = Image.fromarray(photo)
+        image.save(tmp_path / "x.png")
+        for source in (
+            tmp_path / "x.png",
+            str(tmp_path / "x.png"),
+            encoded(image),
+            image,
+            photo,
+            tf.constant(photo),
+        ):
+            result = images.read(source)
+            assert result.dtype == np.uint8
+            np.testing.assert_array_equal(result, photo)
+
+    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+    def test_formats(self, photo, format):
+        result = images.read(encoded(Image.fromarray(photo), format))
+        assert result.shape == photo.shape
+        assert np.abs(result.astype(float) - photo).mean() < 8
+
+    def test_grey(self, photo):
+        grey = Image.fromarray(photo).convert("L")
+        result = images.read(encoded(grey))
+        np.testing.assert_array_equal(result, np.stack([np.asarray(grey)] * 3, axis=-1))
+
+    @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "LAB", "HSV"])
+    def test_modes(self, photo, mode):
+        image = Image.fromarray(photo).convert(mode)
+        result = images.read(image)
+        assert result.shape == photo.shape
+        np.testing.assert_array_equal(result, np.asarray(image.convert("RGB")))
+
+    def test_cmyk_jpeg(self, photo):
+        result = images.read(encoded(Image.fromarray(photo).convert("CMYK"), "JPEG", quality=95))
+        assert np.abs(result.astype(float) - photo).mean() < 4
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+    def test_transparency_is_laid_on_white(self, mode):
+        image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
+        image.putpixel((1, 0), (0, 0, 0, 0))
+        image = image.quantize() if mode == "PA" else image.convert(mode)
+        result = images.read(encoded(image))
+        np.testing.assert_array_equal(result[0, :, 0], [0, 255])
+
+    def test_palette_with_a_transparent_colour(self):
+        image = Image.new("P", (2, 1))
+        image.putpalette([10, 20, 30, 0, 0, 0])
+        image.putpixel((1, 0), 1)
+        result = images.read(encoded(image, transparency=1))
+        np.testing.assert_array_equal(result[0], [[10, 20, 30], [255, 255, 255]])
+
+    def test_16_bit_grey(self):
+        levels = np.array([[0, 257 * 100, 65535]], np.uint16)
+        for source in (encoded(Image.fromarray(levels)), encoded(Image.fromarray(levels), "TIFF"), levels):
+            np.testing.assert_array_equal(images.read(source)[0, :, 0], [0, 100, 255])
+
+    def test_32_bit_and_floating_point_grey(self):
+        levels = np.array([[0, 65535]], np.int32)
+        np.testing.assert_array_equal(images.read(Image.fromarray(levels))[0, :, 0], [0, 255])
+        floats = np.array([[0, 0.5, 1]], np.float32)
+        np.testing.assert_array_equal(
+            images.read(encoded(Image.fromarray(floats), "TIFF"))[0, :, 0], [0, 128, 255]
+        )
+        with pytest.raises(ValueError, match=r"grey levels from 0 to 70000, expected \[0, 65535\]"):
+            images.read(Image.fromarray(np.array([[0, 70000]], np.int32)))
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_rotation(self, orientation):
+        upright = Image.new("RGB", (3, 2))
+        upright.putpixel((0, 0), (255, 0, 0))
+        T = Image.Transpose
+        stored_as = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE}
+        stored_as |= {6: T.ROTATE_90, 7: T.TRANSVERSE, 8: T.ROTATE_270}
+        stored = upright.transpose(stored_as[orientation]) if orientation > 1 else upright
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        result = images.read(encoded(stored, "PNG", exif=exif))
+        np.testing.assert_array_equal(result, np.asarray(upright))
+
+    def test_animation_gives_its_first_frame(self):
+        frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+        result = images.read(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+        assert (result == [255, 0, 0]).all()
+
+    def test_arrays(self):
+        grey = np.array([[0, 1], [0.5, 1]], np.float32)
+        np.testing.assert_array_equal(images.read(grey)[..., 0], [[0, 255], [128, 255]])
+        np.testing.assert_array_equal(images.read(grey[..., None]), images.read(grey))
+        np.testing.assert_array_equal(images.read(grey > 0)[..., 0], [[0, 255], [255, 255]])
+        rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], np.uint8)
+        np.testing.assert_array_equal(images.read(rgba), [[[10, 20, 30], [255, 255, 255]]])
+
+
+class TestRefusals:
+    def test_not_an_image(self, tmp_path):
+        (tmp_path / "notes.jpg").write_text("not a picture")
+        with pytest.raises(ValueError, match=r"notes\.jpg: not a picture"):
+            images.read(tmp_path / "notes.jpg")
+
+    def test_empty_and_missing_and_folder(self, tmp_path):
+        (tmp_path / "empty.png").touch()
+        with pytest.raises(ValueError, match=r"empty\.png: empty"):
+            images.read(tmp_path / "empty.png")
+        with pytest.raises(ValueError, match="0 bytes: empty"):
+            images.read(b"")
+        with pytest.raises(FileNotFoundError, match=r"none\.png: no such file"):
+            images.read(tmp_path / "none.png")
+        with pytest.raises(ValueError, match="a folder"):
+            images.read(tmp_path)
+
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+    def test_truncated(self, photo, format):
+        data = encoded(Image.fromarray(photo), format)
+        with pytest.raises(ValueError, match="bytes: (corrupt or truncated|not a) picture"):
+            images.read(data[: len(data) // 2])
+
+    def test_corrupt(self, photo):
+        data = bytearray(encoded(Image.fromarray(photo)))
+        data[200:260] = bytes(60)
+        with pytest.raises(ValueError, match="corrupt or truncated picture"):
+            images.read(bytes(data))
+
+    def test_absurdly_large(self, monkeypatch):
+        bomb = encoded(Image.new("1", (20_000, 20_000)))
+        assert len(bomb) < 100_000
+        with pytest.raises(ValueError, match="too large|pixels, the limit is 100,000,000"):
+            images.read(bomb)
+        monkeypatch.setattr(images, "MAX_PIXELS", 10)
+        for source in (Image.new("L", (4, 4)), np.zeros((4, 4), np.uint8)):
+            with pytest.raises(ValueError, match="4×4 pixels, the limit is 10"):
+                images.read(source)
+
+    @pytest.mark.parametrize(
+        ("array", "told"),
+        [
+            (np.zeros((4, 4, 2), np.uint8), "expected shape"),
+            (np.zeros((1, 4, 4, 3), np.uint8), "expected shape"),
+            (np.zeros((0, 4, 3), np.uint8), "expected shape"),
+            (np.zeros((4, 4, 3), np.int64), "received int64"),
+            (np.full((4, 4, 3), 200.0), "divide by 255"),
+            (np.full((4, 4, 3), -0.5), "add 1 and halve"),
+            (np.full((4, 4, 3), np.nan), "received nan"),
+        ],
+    )
+    def test_arrays(self, array, told):
+        with pytest.raises(ValueError, match=f"^array: .*{told}"):
+            images.read(array)
+
+    def test_other_things(self):
+        with pytest.raises(ValueError, match="received int"):
+            images.read(7)
+
+
+class TestPrepare:
+    def test_straight_is_tensorflows_resize(self, photo):
+        for antialias in (False, True):
+            expected = tf.image.resize(photo, (96, 96), antialias=antialias) / 127.5 - 1
+            np.testing.assert_allclose(images.prepare(photo, 96, antialias=antialias), expected, atol=1e-5)
+
+    def test_short_side_then_centre(self, photo):
+        expected = tf.image.resize(photo, (128, 192))[12:116, 44:148] / 127.5 - 1
+        np.testing.assert_allclose(images.prepare(photo, 104, short_side=128), expected, atol=1e-5)
+
+    def test_range_and_dtype(self, photo):
+        result = images.prepare(photo, 64)
+        assert result.dtype == np.float32
+        assert -1 <= result.min() < -0.9 < 0.9 < result.max() <= 1
+
+    def test_a_picture_of_the_right_size_is_not_resampled(self, photo):
+        square = photo[:64, :64]
+        np.testing.assert_array_equal(np.round((images.prepare(square, 64) + 1) * 127.5), square)
+
+    def test_nonsense(self, photo):
+        with pytest.raises(ValueError, match="^resolution: expected at least 32"):
+            images.prepare(photo, 16)
+        with pytest.raises(ValueError, match="^short_side: expected at least the resolution"):
+            images.prepare(photo, 64, short_side=48)
+
+
+class TestBatch:
+    def test_by_the_card(self, photo):
+        card = Card("x", "x.npz", "R50x1", 10, None, "nothing", resolution=64, short_side=80)
+        batch = images.batch([photo, photo[:, :100]], card)
+        assert batch.shape == (2, 64, 64, 3)
+        np.testing.assert_array_equal(batch[0], images.prepare(photo, 64, 80))
+        np.testing.assert_array_equal(images.batch([photo], card, 128)[0], images.prepare(photo, 128, 160))
+        with pytest.raises(ValueError, match="at least one"):
+            images.batch([], card)
+
+    def test_published_preprocessing(self):
+        told = {name: (zoo.card(name).resolution, zoo.card(name).short_side) for name in zoo.names()}
+        assert told["BiT-M-R50x1-ILSVRC2012"] == (480, None)
+        assert told["R50x1_224"] == told["R152x2_T_224"] == (224, 256)
+        assert told["R152x2_T_384"] == (384, None)
+        assert told["R152x2_T_flowers128"] == (128, 160)
+
+
+def test_files(tmp_path, photo):
+    (tmp_path / "b").mkdir()
+    for name in ("b/x.JPG", "a.png", "notes.txt"):
+        Image.fromarray(photo).save(tmp_path / name, "PNG")
+    assert [path.name for path in images.files(tmp_path)] == ["a.png", "x.JPG"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no pictures"):
+        images.files(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        images.files(tmp_path / "nowhere")

@@ -1,0 +1,158 @@
+"""Every page runs with other parameters than its own, and looks as pages should."""
+
+import logging
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+import tensorflow_hub as hub
+from PIL import Image
+
+from bitlib import checkpoint, datasets
+from bitlib.checkpoint import Architecture
+from tests.conftest import SMALL, random_arrays
+
+PAGES = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture
+def run(tmp_path, caplog):
+    """Run a page in an empty folder; a parameter that it does not have is an error."""
+
+    def run(page, **parameters):
+        (source,) = [path for path in PAGES if path.name.startswith(page)]
+        with caplog.at_level(logging.WARNING, logger="papermill"):
+            executed = papermill.execute_notebook(
+                str(source), str(tmp_path / "executed.ipynb"), parameters,
+                cwd=str(tmp_path), kernel_name="python3", progress_bar=False,
+            )  # fmt: skip
+        assert "unknown parameter" not in caplog.text
+        return executed
+
+    return run
+
+
+def printed(page):
+    texts = [output.get("text", "") for cell in page.cells for output in cell.get("outputs", [])]
+    return "".join(texts)
+
+
+@pytest.fixture
+def deep_npz(tmp_path):
+    path = tmp_path / "deep.npz"
+    np.savez(path, **random_arrays(Architecture((2, 1, 3, 1), 1, 21), seed=4))
+    return path
+
+
+@pytest.fixture
+def wide_npz(tmp_path):
+    path = tmp_path / "wide.npz"
+    np.savez(path, **random_arrays(SMALL, seed=5))
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of pictures of several kinds."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, photo in datasets.photographs().items():
+        image = Image.fromarray(photo)
+        image.save(folder / name)
+        image.convert("L").resize((90, 50)).save(folder / f"grey_{name[:-4]}.png")
+    return folder
+
+
+class TestPorting:
+    def test_another_depth_and_width(self, run, deep_npz, tmp_path):
+        page = run("01", checkpoint_name=str(deep_npz))
+        assert "the port agrees with the reference" in printed(page)
+        assert "identical: " in printed(page)
+        image = np.random.default_rng(0).uniform(-1, 1, (1, 48, 48, 3)).astype("float32")
+        logits = hub.load(str(tmp_path / "models" / "deep" / "classifier" / "1"))(image)
+        np.testing.assert_allclose(logits, checkpoint.load(deep_npz)(image), atol=1e-4 * np.abs(logits).max())
+
+    def test_a_new_head_for_inputs_in_0_1(self, run, wide_npz, tmp_path):
+        run("01", checkpoint_name=str(wide_npz), head=7, input_range=[0, 1], output="elsewhere")
+        loaded = hub.load(str(tmp_path / "elsewhere" / "wide" / "ported" / "1"))
+        assert loaded(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 7)
+        features = hub.load(str(tmp_path / "elsewhere" / "wide" / "features" / "1"))
+        image = np.random.default_rng(0).uniform(-1, 1, (1, 48, 48, 3)).astype("float32")
+        expected = checkpoint.load(wide_npz, head=None)(image)
+        np.testing.assert_allclose(features((image + 1) / 2), expected, atol=1e-4 * np.max(expected))
+
+    def test_the_bundled_model_for_inputs_in_0_1(self, run):
+        page = run("01", input_range=[0, 1])
+        assert printed(page).count("agrees\n") == 4
+
+    def test_a_broken_checkpoint_stops_the_page(self, run, wide_npz, tmp_path):
+        wide_npz.write_bytes(wide_npz.read_bytes()[:-500])
+        with pytest.raises(papermill.PapermillExecutionError, match="truncated or corrupt zip"):
+            run("01", checkpoint_name=str(wide_npz))
+        assert not (tmp_path / "models").exists()
+
+
+class TestInference:
+    def test_a_folder_of_photographs(self, run, photos):
+        page = run("02", images=str(photos), top_k=3)
+        assert "flower.jpg: " in printed(page)
+        assert "grey_china.png: " in printed(page)
+
+    def test_another_checkpoint(self, run, deep_npz):
+        page = run("02", checkpoint_name=str(deep_npz), resolution=64)
+        assert "classes are shown as numbers: the model has no published class list" in printed(page)
+        assert "china.jpg: class " in printed(page)
+
+    def test_a_list_of_files_at_another_resolution(self, run, photos):
+        files = [str(photos / "china.jpg"), str(photos / "flower.jpg")]
+        page = run("02", images=files, resolution=96, top_k=1)
+        assert "96 pixels" in printed(page)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+class TestStyle:
+    def test_format(self, path):
+        page = nbformat.read(path, 4)
+        nbformat.validate(page)
+        assert page.metadata.kernelspec.name == "python3"
+        tagged = [cell for cell in page.cells if "parameters" in cell.metadata.get("tags", [])]
+        assert len(tagged) == 1
+        assert all(re.fullmatch(r"\w+ = [^=]+", line) for line in tagged[0].source.splitlines())
+
+    def test_outputs_are_stored_in_order(self, path):
+        code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+
+    def test_nothing_of_the_machine_is_stored(self, path):
+        for cell in nbformat.read(path, 4).cells:
+            outputs = str(cell.get("outputs", ""))
+            assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users|opt)/|site-packages|Warning", outputs)
+
+    def test_cells_are_short(self, path):
+        code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        lines = [len(cell.source.splitlines()) for cell in code]
+        assert max(lines) <= 25
+        assert np.median(lines) <= 6
+
+    def test_opening(self, path):
+        opening = nbformat.read(path, 4).cells[0].source
+        for words in ("# ", "**What you'll do**", "**What you'll learn**", "**What you'll need**"):
+            assert words in opening
+
+    def test_links_lead_somewhere(self, path):
+        for cell in nbformat.read(path, 4).cells:
+            for target in re.findall(
+                r"\]\((?!http)([^)#]+)", cell.source if cell.cell_type == "markdown" else ""
+            ):
+                assert (path.parent / target).exists(), target
+
+    def test_size(self, path):
+        assert path.stat().st_size < 1_500_000

@@ -1,0 +1,64 @@
+"""Figures draw without warnings, say what their axes are, and are closed."""
+
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from bitlib import checkpoint, plots
+from bitlib.checkpoint import Architecture
+from tests.conftest import SMALL
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+TOP = [("LATIN CAPITAL LETTER O", 0.7), ("class, other names", 0.2)]
+
+FIGURES = {
+    "anatomy": lambda: plots.anatomy(checkpoint.layout(SMALL), 64),
+    "anatomy without a head": lambda: plots.anatomy(
+        checkpoint.layout(Architecture((3, 8, 36, 3), 4, None)), 480
+    ),
+    "kernels": lambda: plots.kernels(RNG.normal(size=(7, 7, 3, 32))),
+    "standardization": lambda: plots.standardization(
+        RNG.normal(size=(3, 3, 8, 4)), RNG.normal(size=(3, 3, 8, 4))
+    ),
+    "group_norm": lambda: plots.group_norm(RNG.normal(size=(2, 2, 64)), RNG.normal(size=(2, 2, 64))),
+    "agreement": lambda: plots.agreement(RNG.normal(size=(1, 50)), RNG.normal(size=(1, 50))),
+    "agreement, exact": lambda: plots.agreement(np.arange(5), np.arange(5)),
+    "predictions": lambda: plots.predictions([PICTURE] * 5, [TOP] * 5, ["title"] * 5),
+    "one prediction": lambda: plots.predictions([PICTURE / 127.5 - 1], [TOP], ["title"]),
+    "confusions": lambda: plots.confusions([(PICTURE, "A", PICTURE, "B")] * 3),
+    "no confusion": lambda: plots.confusions([]),
+    "near_misses": lambda: plots.near_misses([PICTURE] * 10, [TOP] * 10),
+    "mistakes": lambda: plots.mistakes(
+        [PICTURE / 127.5 - 1] * 3, ["right", "wrong", "worse"], [1, 0.5, 0], "share"
+    ),
+    "curve": lambda: plots.curve([1, 2, 4], [3, 2, 1], "title", "x (pixels)", "y", 2),
+}
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_draws(draw, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = draw()
+        figure.savefig(tmp_path / "figure.png")
+    assert plt.get_fignums() == []
+    for ax in figure.axes:
+        if ax.axison and ax.get_title():
+            assert ax.get_xlabel(), ax.get_title()
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("LATIN CAPITAL LETTER O", "Latin capital letter O"),
+        ("EURO SIGN", "Euro sign"),
+        ("Indian elephant, Elephas maximus", "Indian elephant"),
+        ("class 7", "class 7"),
+        ("x" * 50, "x" * 33 + "…"),
+    ],
+)
+def test_shorten(name, short):
+    assert plots.shorten(name) == short

@@ -1,0 +1,230 @@
+"""One conformance test for each consumer of what we export, and for how it is written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_hub as hub
+import tf_keras
+
+import bitlib
+from bitlib import savedmodel
+from bitlib.checkpoint import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, small_arrays):
+    """Classifier and features, for either range, each with the Keras model it was made of."""
+    folder = tmp_path_factory.mktemp("exported")
+    np.savez(folder / "small.npz", **small_arrays)
+    made = {}
+    for output, head in (("logits", "keep"), ("features", None)):
+        for low in (-1, 0):
+            model = bitlib.load(folder / "small.npz", head=head)
+            path = bitlib.export(model, folder / f"{output}{low}" / "1", input_range=(low, 1))
+            made[output, low] = path, model
+    return made
+
+
+@pytest.fixture(params=[("logits", -1), ("logits", 0), ("features", -1), ("features", 0)], ids=str)
+def case(request, exported, images):
+    """Folder, name of the output, what callers feed, and what must come out."""
+    path, model = exported[request.param]
+    output, low = request.param
+    return path, output, (images if low == -1 else (images + 1) / 2), model(images).numpy()
+
+
+def close(result, expected):
+    np.testing.assert_allclose(result, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_tf_saved_model(case):
+    path, output, fed, expected = case
+    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    assert signature.structured_input_signature[1].keys() == {"inputs"}
+    result = signature(inputs=tf.constant(fed))
+    assert list(result) == [output]
+    close(result[output], expected)
+
+
+def test_hub_load(case):
+    path, _, fed, expected = case
+    loaded = hub.load(str(path))
+    for training in (False, True):
+        close(loaded(fed, training=training), expected)
+    assert loaded.regularization_losses == []
+    trainable = {id(variable) for variable in loaded.trainable_variables}
+    assert trainable <= {id(variable) for variable in loaded.variables}
+
+
+def test_hub_keras_layer(case):
+    path, _, fed, expected = case
+    close(hub.KerasLayer(str(path))(fed), expected)
+
+
+def test_keras_tfsm_layer(case):
+    path, output, fed, expected = case
+    layer = keras.layers.TFSMLayer(str(path), call_endpoint="serving_default")
+    close(keras.Sequential([layer])(fed)[output], expected)
+
+
+def test_height_and_width_are_dynamic(exported):
+    path, model = exported["logits", -1]
+    loaded = hub.load(str(path))
+    for shape in ((1, 32, 32, 3), (3, 65, 41, 3)):
+        image = np.random.default_rng(0).uniform(-1, 1, shape).astype("float32")
+        close(loaded(image), model(image).numpy())
+
+
+def test_hub_trains_every_weight(exported, images):
+    path, model = exported["logits", -1]
+    layer = hub.KerasLayer(str(path), trainable=True)
+    network = tf_keras.Sequential([layer, tf_keras.layers.Dense(3)])
+    network.build((None, *images.shape[1:]))
+    assert len(layer.trainable_weights) == len(layer.weights) == len(model.variables)
+    before = [weight.numpy() for weight in layer.weights]
+    network.compile("sgd", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    network.fit(images, np.array([0, 2]), verbose=0)
+    assert all(np.any(old != new.numpy()) for old, new in zip(before, layer.weights, strict=True))
+
+
+def test_frozen_layers_stay_frozen_in_the_export(tmp_path, small_npz):
+    model = bitlib.load(small_npz)
+    model.root.trainable = False
+    loaded = hub.load(str(bitlib.export(model, tmp_path / "m")))
+    assert len(loaded.trainable_variables) == len(loaded.variables) - 1
+
+
+def test_saved_model_cli_shows_a_clear_signature(exported):
+    cli = Path(sys.executable).with_name("saved_model_cli")
+    for output, channels in (("logits", 11), ("features", 1024)):
+        command = [cli, "show", "--dir", exported[output, -1][0], "--tag_set", "serve"]
+        command += ["--signature_def", "serving_default"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "inputs['inputs'] tensor_info:" in shown
+        assert "shape: (-1, -1, -1, 3)" in shown
+        assert f"outputs['{output}'] tensor_info:" in shown
+        assert f"shape: (-1, {channels})" in shown
+
+
+def test_tflite(exported, images):
+    path, model = exported["logits", -1]
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(path))
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    (entry,), (out,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(entry["index"], images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(entry["index"], images)
+    interpreter.invoke()
+    close(interpreter.get_tensor(out["index"]), model(images).numpy())
+
+
+class TestFreeze:
+    def test_same_numbers_and_nothing_left_to_train(self, tmp_path, small_npz, images):
+        model = bitlib.load(small_npz)
+        path = bitlib.export(model, tmp_path / "frozen" / "1", freeze=True)
+        loaded = tf.saved_model.load(str(path))
+        close(loaded(images), model(images).numpy())
+        close(loaded.signatures["serving_default"](inputs=images)["logits"], model(images).numpy())
+        assert (
+            not (path / "variables" / "variables.data-00000-of-00001").exists()
+            or not loaded.signatures["serving_default"].variables
+        )
+
+    def test_no_kernel_is_standardised_again(self, tmp_path, small_npz):
+        """GroupNorm takes one reciprocal root a norm; standardisation would add one a convolution."""
+        model = bitlib.load(small_npz)
+        norms = sum("gamma" in variable.path for variable in model.variables)
+        kernels = sum("standardized" in variable.path for variable in model.variables)
+        for freeze, expected in ((True, norms), (False, norms + kernels)):
+            path = bitlib.export(model, tmp_path / "m", freeze=freeze)
+            graph = tf.saved_model.load(str(path)).signatures["serving_default"].graph
+            nodes = list(graph.as_graph_def().node)
+            for function in graph.as_graph_def().library.function:
+                nodes += function.node_def
+            roots = sum(node.op == "Rsqrt" for node in nodes)
+            assert roots % expected == 0
+            assert roots // expected in (1, 2, 3, 4)
+
+    def test_the_model_itself_stays_live(self, tmp_path, small_npz, images):
+        model = bitlib.load(small_npz)
+        before = model(images).numpy()
+        bitlib.export(model, tmp_path / "m", freeze=True)
+        model.root.kernel.assign(model.root.kernel[::-1])
+        assert np.abs(model(images) - before).max() > 1e-3
+
+
+class TestWriting:
+    @pytest.fixture
+    def model(self, small_npz):
+        return bitlib.load(small_npz)
+
+    def test_parents_are_made_and_a_savedmodel_replaced(self, tmp_path, model, images):
+        folder = tmp_path / "a" / "b" / "1"
+        bitlib.export(model, folder)
+        model.head.bias.assign(model.head.bias + 1)
+        assert bitlib.export(model, folder) == folder
+        close(hub.load(str(folder))(images), model(images).numpy())
+        assert [path.name for path in folder.parent.iterdir()] == ["1"]
+
+    def test_an_interrupted_export_leaves_nothing(self, tmp_path, model, monkeypatch):
+        real = tf.saved_model.save
+
+        def interrupted(*arguments, **options):
+            real(*arguments, **options)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(tf.saved_model, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bitlib.export(model, tmp_path / "m" / "1")
+        assert not list((tmp_path / "m").iterdir())
+
+    def test_an_interrupted_export_keeps_the_former(self, tmp_path, model, monkeypatch, images):
+        folder = bitlib.export(model, tmp_path / "m")
+        monkeypatch.setattr(
+            tf.saved_model, "save", lambda *a, **o: (_ for _ in ()).throw(OSError("disk full"))
+        )
+        with pytest.raises(OSError, match="disk full"):
+            bitlib.export(model, folder)
+        close(hub.load(str(folder))(images), model(images).numpy())
+
+    def test_other_folders_are_not_overwritten(self, tmp_path, model):
+        (tmp_path / "thesis").mkdir()
+        (tmp_path / "thesis" / "chapter1.tex").touch()
+        for path in (tmp_path / "thesis", tmp_path / "thesis" / "chapter1.tex"):
+            with pytest.raises(FileExistsError, match="not a SavedModel"):
+                bitlib.export(model, path)
+        assert (tmp_path / "thesis" / "chapter1.tex").exists()
+
+    def test_nonsense_is_refused(self, tmp_path, model):
+        with pytest.raises(ValueError, match=r"^input_range: expected .* received \(0, 255\)"):
+            bitlib.export(model, tmp_path / "m", input_range=(0, 255))
+        with pytest.raises(TypeError, match="^model: expected .* received Sequential"):
+            bitlib.export(keras.Sequential(), tmp_path / "m")
+        assert not (tmp_path / "m").exists()
+
+
+class TestPort:
+    def test_a_path(self, tmp_path, small_npz, images):
+        folder = bitlib.port(small_npz, tmp_path / "m" / "1", head=None, input_range=(0, 1))
+        close(hub.load(str(folder))((images + 1) / 2), bitlib.load(small_npz, head=None)(images).numpy())
+
+    def test_what_disagrees_with_the_reference_is_not_written(self, tmp_path, small_npz, monkeypatch):
+        monkeypatch.setattr(
+            savedmodel.BiT,
+            "_forward",
+            lambda self, x: {"features": tf.ones((1, 1024)), "logits": tf.ones((1, 11))},
+        )
+        with pytest.raises(CheckpointError, match="differs from the NumPy reference"):
+            bitlib.port(small_npz, tmp_path / "m")
+        assert not (tmp_path / "m").exists()
+
+    def test_a_broken_file_writes_nothing(self, tmp_path, small_npz):
+        small_npz.write_bytes(small_npz.read_bytes()[:-100])
+        with pytest.raises(CheckpointError):
+            bitlib.port(small_npz, tmp_path / "m")
+        assert not (tmp_path / "m").exists()
