@@ -17,6 +17,8 @@ _HOMES = {
 _MODULES = (
     "checkpoint",
     "datasets",
+    "features",
+    "hyperrule",
     "images",
     "labels",
     "model",

@@ -35,7 +35,7 @@ TRAINING_FONTS = (
 UNSEEN_STYLES = ("DejaVuSansMono-BoldOblique", "DejaVuSerif-Italic", "STIXGeneralItalic")
 """Fonts kept back from training: new styles of typefaces that it did see."""
 
-UNSEEN_TYPEFACES = ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
+UNSEEN_TYPEFACES = ("cmr10", "cmb10", "cmss10", "cmtt10")
 """Fonts kept back from training: Computer Modern, of which it saw no style at all (52 letters)."""
 
 

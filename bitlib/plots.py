@@ -143,7 +143,8 @@ def standardization(kernel, standardized) -> Figure:
             "their standard deviation",
         )
     span = max(np.abs(axes[0].get_xlim()))
-    axes[0].set(xlim=(-span, span), ylim=(0, None))
+    axes[0].set(xlim=(-span, span), ylim=(0, 1.1 * axes[0].get_ylim()[1]))
+    axes[0].locator_params(axis="x", nbins=5)
     axes[1].set(xlim=(-1, 1), ylim=(0, 2))
     return fig
 

@@ -24,7 +24,7 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from bitlib import datasets
+from bitlib import datasets, features, images, zoo
 from bitlib.model import UNITS, BiT
 
 DATA = Path(__file__).parent.parent / "data"
@@ -142,36 +142,29 @@ def accuracy(model, characters, fonts, seed=None) -> tuple[float, int]:
 
 
 def evaluate(model, characters):
-    """Accuracies on seen and unseen fonts, and the digits probe of the issue tracker's trial."""
-    from sklearn.datasets import load_digits
-    from sklearn.linear_model import LogisticRegression
-
+    """The numbers of data/README.md: glyphs of seen and unseen fonts, and a probe on handwritten digits."""
     for title, fonts in (
         ("training fonts", datasets.TRAINING_FONTS),
         ("unseen styles", datasets.UNSEEN_STYLES),
-        ("unseen typefaces", datasets.UNSEEN_TYPEFACES),
+        ("unseen typeface", datasets.UNSEEN_TYPEFACES),
     ):
         clean, count = accuracy(model, characters, fonts)
         augmented, _ = accuracy(model, characters, fonts, seed=1)
         print(f"{title}: {clean:.1%} clean, {augmented:.1%} augmented, {count} glyphs", flush=True)
 
-    digits, targets = load_digits(return_X_y=True)
-    images = tf.image.resize(digits.reshape(-1, 8, 8, 1).astype("float32") / 16, (48, 48))
-    images = tf.pad(images, ((0, 0), (8, 8), (8, 8), (0, 0))).numpy().repeat(3, -1) * 2 - 1
-    features = keras.Sequential([keras.layers.Lambda(lambda x: model.stages(x)["features"])])
-    features = features.predict(images, 256, verbose=0)
-    for title, vectors in (("raw pixels", digits / 16), ("features", features)):
-        row = []
-        for k in (1, 5, 10, 50):
-            scores = []
-            for draw in range(5):
-                order = np.random.default_rng(draw).permutation(len(targets))
-                test, rest = order[:800], order[800:]
-                train = np.concatenate([rest[targets[rest] == c][:k] for c in range(10)])
-                probe = LogisticRegression(max_iter=2000).fit(vectors[train], targets[train])
-                scores.append(probe.score(vectors[test], targets[test]))
-            row.append(f"{np.mean(scores):.1%} @{k}")
-        print(f"handwritten digits, {title}: " + ", ".join(row), flush=True)
+    from sklearn.datasets import load_digits
+
+    pictures, targets = datasets.digits()
+    batch = images.batch(pictures, zoo.card(NAME))
+    keras.utils.set_random_seed(0)
+    untrained = BiT(UNITS[14], 0.5, None)
+    for title, vectors in (
+        ("raw pixels", load_digits().data / 16),
+        ("features of a random network", features.extract(untrained, batch)),
+        ("features of BiT-XS", features.extract(model, batch)),
+    ):
+        means = [features.few_shot(vectors, targets, shots).mean() for shots in (1, 5, 10, 50)]
+        print(f"digits, {title}: " + " | ".join(f"{mean:.1%}" for mean in means), flush=True)
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
@@ -230,8 +223,10 @@ def main():
 
     progress = tqdm(initial=int(step), total=options.steps, unit="step", mininterval=10)
     losses, hits = [], []
-    for images, targets in batches(masks, labels, options.batch_size, options.seed, int(step), options.steps):
-        loss, hit = train_step(images, targets)
+    for pictures, targets in batches(
+        masks, labels, options.batch_size, options.seed, int(step), options.steps
+    ):
+        loss, hit = train_step(pictures, targets)
         losses.append(float(loss))
         hits.append(float(hit))
         step.assign_add(1)

@@ -1,0 +1,149 @@
+"""From images to vectors, and what can be done with vectors alone: linear probes and neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+STAGES = ("root", "block1", "block2", "block3", "block4", "features")
+
+
+def extract(
+    model, images, stage: str = "features", pool: bool = True, batch_size: int = 32, verbose: int = 0
+) -> np.ndarray:
+    """What a network makes of images, before its head.
+
+    One batch is in memory at a time, besides the result.
+
+    Args:
+        model: a `bitlib.model.BiT`, with or without a head.
+        images: float in [-1, 1]: an array `[N, H, W, 3]`, any iterable of images `[H, W, 3]` of one
+            size, or an unbatched `tf.data.Dataset` of images or of (image, label) pairs.
+        stage: `features` as the head sees them (after GroupNorm, ReLU and average pooling), or the
+            output of the `root` or of a block, `block1` to `block4`.
+        pool: whether to average a block's output over height and width.
+        batch_size: images computed at once.
+        verbose: 1 for a progress bar.
+
+    Returns:
+        float32 `[N, C]`, or `[N, H', W', C]` for a block without pooling.
+
+    Raises:
+        ValueError: there is no such stage, no image, or `batch_size` is below 1; or an image is not
+            in [-1, 1], as `bitlib.model.check_range` tells.
+    """
+    import tensorflow as tf
+    from tqdm import tqdm
+
+    from bitlib.model import check_range
+
+    if stage not in STAGES:
+        raise ValueError(f"stage: expected one of {', '.join(STAGES)}, received {stage!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, received {batch_size}")
+
+    @tf.function(reduce_retracing=True)
+    def compute(batch):
+        result = model.stages(batch)[stage]
+        return tf.reduce_mean(result, axis=(1, 2)) if pool and stage != "features" else result
+
+    results = []
+    total = len(images) if hasattr(images, "__len__") else None
+    with tqdm(total=total, unit="image", disable=not verbose) as progress:
+        for batch in _batches(images, batch_size):
+            check_range(batch)
+            results.append(compute(batch).numpy().astype(np.float32))
+            progress.update(len(batch))
+    if not results:
+        raise ValueError("images: expected at least one, received none")
+    return np.concatenate(results)
+
+
+def _batches(images, batch_size: int) -> Iterator[np.ndarray]:
+    """Whatever holds images -> arrays of up to `batch_size` of them; of pairs the first."""
+    if isinstance(images, np.ndarray):
+        for start in range(0, len(images), batch_size):
+            yield images[start : start + batch_size]
+        return
+    collected: list[np.ndarray] = []
+    for image in images:
+        collected.append(np.asarray(image[0] if isinstance(image, tuple) else image, np.float32))
+        if len(collected) == batch_size:
+            yield np.stack(collected)
+            collected = []
+    if collected:
+        yield np.stack(collected)
+
+
+def linear_probe(features, labels, regularization: float = 1.0):
+    """Fit a logistic regression on features, the simplest way to use them.
+
+    Args:
+        features: float `[N, C]`.
+        labels: `[N]`.
+        regularization: scikit-learn's `C`, the inverse of the penalty's strength.
+
+    Returns:
+        A fitted scikit-learn classifier, with `predict` and `score`.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=regularization, max_iter=5000).fit(features, labels)
+
+
+def few_shot(features, labels, shots: int, draws: int = 5, num_test: int = 800, seed: int = 0) -> np.ndarray:
+    """Accuracy of linear probes that saw only a few examples of each class.
+
+    Each draw sets `num_test` examples aside at random, takes `shots` of each class out of the rest,
+    fits a probe on these, and scores it on those set aside.
+
+    Args:
+        features: float `[N, C]`.
+        labels: int `[N]`.
+        shots: examples of each class to learn from.
+        draws: how often, with seeds `seed`, `seed + 1`, …
+        num_test: examples to score on.
+
+    Returns:
+        float64 `[draws]` in [0, 1].
+
+    Raises:
+        ValueError: a class has fewer than `shots` examples left.
+    """
+    features, labels = np.asarray(features), np.asarray(labels)
+    scores = []
+    for draw in range(seed, seed + draws):
+        order = np.random.default_rng(draw).permutation(len(labels))
+        test, rest = order[:num_test], order[num_test:]
+        of_class = {label: rest[labels[rest] == label] for label in np.unique(labels)}
+        for label, found in of_class.items():
+            if len(found) < shots:
+                raise ValueError(f"shots: class {label} has {len(found)} examples left, {shots} are wanted")
+        train = np.concatenate([found[:shots] for found in of_class.values()])
+        scores.append(linear_probe(features[train], labels[train]).score(features[test], labels[test]))
+    return np.array(scores)
+
+
+def nearest(features, queries, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """The most similar of a set of vectors, by cosine.
+
+    Args:
+        features: float `[N, C]`, where to look.
+        queries: float `[Q, C]`, what to look for.
+        count: neighbours of each query.
+
+    Returns:
+        indices int `[Q, count]` into `features`, most similar first, and similarities `[Q, count]`
+        in [-1, 1].
+
+    Raises:
+        ValueError: `count` is below 1 or above the number of vectors.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    if not 1 <= count <= len(features):
+        raise ValueError(f"count: expected 1 to {len(features)}, received {count}")
+    index = NearestNeighbors(n_neighbors=count, metric="cosine").fit(features)
+    distances, indices = index.kneighbors(queries)
+    return indices, 1 - distances

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import bitlib
+from bitlib import features
+
+
+@pytest.fixture
+def model(small_npz):
+    return bitlib.load(small_npz)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).uniform(-1, 1, (7, 32, 40, 3)).astype("float32")
+
+
+class TestExtract:
+    def test_pooled_features_are_the_headless_models(self, model, small_npz, images):
+        expected = bitlib.load(small_npz, head=None)(images)
+        result = features.extract(model, images)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+    def test_any_batch_size_and_any_iterable(self, model, images, batch_size):
+        expected = features.extract(model, images)
+        dataset = tf.data.Dataset.from_tensor_slices(images)
+        pairs = tf.data.Dataset.from_tensor_slices((images, np.arange(7)))
+        for source in (images, list(images), iter(images), dataset, pairs):
+            result = features.extract(model, source, batch_size=batch_size)
+            np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("stage", "shape"), [("root", (8, 10, 32)), ("block2", (4, 5, 256)), ("block4", (1, 2, 1024))]
+    )
+    def test_stages(self, model, images, stage, shape):
+        maps = features.extract(model, images, stage, pool=False)
+        assert maps.shape == (7, *shape)
+        np.testing.assert_allclose(maps, model.stages(images)[stage], rtol=1e-4, atol=1e-3)
+        pooled = features.extract(model, images, stage)
+        np.testing.assert_allclose(pooled, maps.mean((1, 2)), rtol=1e-4, atol=1e-3)
+
+    def test_memory_is_bounded_by_the_batch(self, model):
+        """A generator of any length: no more than one batch of it is drawn ahead."""
+        drawn = 0
+
+        def endless():
+            nonlocal drawn
+            while True:
+                drawn += 1
+                if drawn > 9:
+                    raise InterruptedError
+                yield np.zeros((32, 32, 3), "float32")
+
+        computed = []
+        model_stages = model.stages
+        model.stages = lambda batch: computed.append(drawn) or model_stages(batch)
+        with pytest.raises(InterruptedError):
+            features.extract(model, endless(), batch_size=4)
+        assert computed[0] == 4
+
+    def test_refusals(self, model, images):
+        with pytest.raises(ValueError, match="^stage: expected one of root"):
+            features.extract(model, images, "block5")
+        with pytest.raises(ValueError, match="^batch_size"):
+            features.extract(model, images, batch_size=0)
+        with pytest.raises(ValueError, match="at least one"):
+            features.extract(model, [])
+        with pytest.raises(ValueError, match=r"^images: expected floats in \[-1, 1\]"):
+            features.extract(model, 100 * images)
+
+
+class TestProbe:
+    @pytest.fixture
+    def clusters(self):
+        rng = np.random.default_rng(0)
+        labels = rng.integers(0, 4, 400)
+        return rng.normal(0, 0.3, (400, 8)) + np.eye(4, 8)[labels] * 3, labels
+
+    def test_linear_probe(self, clusters):
+        vectors, labels = clusters
+        assert features.linear_probe(vectors[:200], labels[:200]).score(vectors[200:], labels[200:]) > 0.99
+
+    def test_few_shot(self, clusters):
+        vectors, labels = clusters
+        scores = features.few_shot(vectors, labels, shots=3, draws=4, num_test=200)
+        assert scores.shape == (4,)
+        assert scores.min() > 0.95
+        np.testing.assert_array_equal(scores[1:], features.few_shot(vectors, labels, 3, 3, 200, seed=1))
+        shuffled = np.random.default_rng(0).permutation(labels)
+        assert features.few_shot(vectors, shuffled, shots=3, num_test=200).mean() < 0.5
+
+    def test_too_few_of_a_class(self, clusters):
+        with pytest.raises(ValueError, match=r"^shots: class \d has \d+ examples left, 150 are wanted"):
+            features.few_shot(*clusters, shots=150, num_test=100)
+
+    def test_nearest(self):
+        vectors = np.array([[1, 0], [0, 2], [1, 1], [-3, 0]], float)
+        indices, similarities = features.nearest(vectors, vectors[:1] * 5, 4)
+        assert indices.tolist() == [[0, 2, 1, 3]]
+        np.testing.assert_allclose(similarities, [[1, np.sqrt(0.5), 0, -1]], atol=1e-12)
+        with pytest.raises(ValueError, match="^count: expected 1 to 4, received 5"):
+            features.nearest(vectors, vectors, 5)
