@@ -7,8 +7,10 @@ installation carries, handwritten digits are the 1797 scans that every scikit-le
 from __future__ import annotations
 
 import functools
+import os
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -152,6 +154,38 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     for picture, level in zip(pictures, levels, strict=True):
         picture[8:56, 8:56] = Image.fromarray(level).resize((48, 48), Image.Resampling.BILINEAR)
     return pictures, scans.target
+
+
+def digits_by_class() -> tuple[list[np.ndarray], np.ndarray, list[str]]:
+    """scikit-learn's handwritten digits, as `folder` gives the pictures of a folder."""
+    pictures, labels = digits()
+    return list(pictures), labels, [str(digit) for digit in range(10)]
+
+
+def folder(path: str | os.PathLike) -> tuple[list[Path], np.ndarray, list[str]]:
+    """A folder with one subfolder of pictures a class.
+
+    Returns:
+        the pictures' paths, their labels int64 `[N]`, and the class names: those of the subfolders,
+        sorted.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no picture in it.
+        ValueError: pictures lie beside the subfolders, or there is only one subfolder.
+    """
+    from bitlib import images
+
+    files = images.files(path)
+    owners = [file.relative_to(path).parts[0] for file in files]
+    loose = [file.name for file, owner in zip(files, owners, strict=True) if file.name == owner]
+    if loose:
+        raise ValueError(
+            f"path: {path} holds {loose[0]} beside its subfolders, expected one subfolder a class"
+        )
+    class_names = sorted(set(owners))
+    if len(class_names) < 2:
+        raise ValueError(f"path: {path} has one class, {class_names[0]}; expected at least two subfolders")
+    return files, np.array([class_names.index(owner) for owner in owners]), class_names
 
 
 def photographs() -> dict[str, np.ndarray]:

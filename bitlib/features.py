@@ -43,17 +43,20 @@ def extract(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, received {batch_size}")
 
-    @tf.function(reduce_retracing=True)
     def compute(batch):
         result = model.stages(batch)[stage]
         return tf.reduce_mean(result, axis=(1, 2)) if pool and stage != "features" else result
 
+    compiled = None
     results = []
     total = len(images) if hasattr(images, "__len__") else None
     with tqdm(total=total, unit="image", disable=not verbose) as progress:
         for batch in _batches(images, batch_size):
             check_range(batch)
-            results.append(compute(batch).numpy().astype(np.float32))
+            if compiled is None:
+                shape = tf.TensorSpec((None, *batch.shape[1:]), tf.float32)
+                compiled = tf.function(compute).get_concrete_function(shape)
+            results.append(compiled(tf.constant(batch, tf.float32)).numpy().astype(np.float32))
             progress.update(len(batch))
     if not results:
         raise ValueError("images: expected at least one, received none")
@@ -147,3 +150,19 @@ def nearest(features, queries, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
     index = NearestNeighbors(n_neighbors=count, metric="cosine").fit(features)
     distances, indices = index.kneighbors(queries)
     return indices, 1 - distances
+
+
+def shrink(images, size: int = 8) -> np.ndarray:
+    """Raw pixels as vectors, to compare features with: grey pictures of a few pixels each.
+
+    Args:
+        images: float `[N, H, W, 3]`.
+        size: height and width to average them down to.
+
+    Returns:
+        float32 `[N, size * size]`.
+    """
+    import tensorflow as tf
+
+    grey = tf.reduce_mean(images, axis=-1, keepdims=True)
+    return tf.reshape(tf.image.resize(grey, (size, size), "area"), (len(images), -1)).numpy()

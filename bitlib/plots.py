@@ -7,6 +7,7 @@ they are returned, so a notebook shows each once, as the value of its cell.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -246,25 +247,33 @@ def confusions(pairs: Sequence[tuple], count: int = 6) -> Figure:
 
 
 def _wrapped(name: str) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(shorten(name, 44), 18))
 
 
-def near_misses(pictures: Sequence, rows: Sequence[Sequence[tuple[str, float]]]) -> Figure:
-    """One picture a class with the three classes its kind is most often taken for.
+def near_misses(
+    pictures: Sequence, rows: Sequence[Sequence[tuple[str, float]]], drawn: Sequence = ()
+) -> Figure:
+    """One picture a class, and the classes that pictures of its kind are most often taken for.
 
     Args:
-        pictures: one picture each.
+        pictures: one picture each, uint8 `[H, W]`.
         rows: for each, pairs of class name and share of the pictures, most frequent first.
+        drawn: for each, a picture `[H, W]` of the class it is most often taken for, if there are any;
+            shown to the right of the picture.
     """
-    fig, axes = _figure(2, -(-len(pictures) // 2), (9, 3.6), squeeze=False)
+    columns = -(-len(pictures) // 2)
+    fig, axes = _figure(4, columns, (2.1 * columns, 4.6), height_ratios=(1, 0.85) * 2, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
-    for ax, picture, best in zip(axes.flat, pictures, rows, strict=False):
-        _picture(ax, picture)
-        text = "\n".join(f"{share:.0%} {shorten(name, 26)}" for name, share in best)
-        ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=6.5)
+    for index, (picture, best) in enumerate(zip(pictures, rows, strict=True)):
+        row, column = divmod(index, columns)
+        if len(drawn):
+            gap = np.full((len(picture), 6, *picture.shape[2:]), 255, np.uint8)
+            picture = np.hstack([picture, gap, drawn[index]])
+        _picture(axes[2 * row, column], picture)
+        lines = [f"{share:.0%} {shorten(name, 60)}" for name, share in best]
+        text = "\n".join(part for line in lines for part in textwrap.wrap(line, 30, subsequent_indent="   "))
+        axes[2 * row + 1, column].text(0.02, 1, text, va="top", fontsize=7)
     return fig
 
 
@@ -303,4 +312,105 @@ def curve(
     ax.set_xticks(x, [f"{value:g}" for value in x])
     ax.set_ylim(0, None)
     _plain(ax, title, x_name, y_name)
+    return fig
+
+
+def neighbours(queries: Sequence, found: Sequence[Sequence], titles: Sequence[Sequence[str]]) -> Figure:
+    """Each row a picture, and the pictures most like it.
+
+    Args:
+        queries: the pictures looked for, uint8 or float in [-1, 1].
+        found: for each, the pictures found, most similar first.
+        titles: for each row, what to write above the query and above each picture found.
+    """
+    columns = 1 + max(len(row) for row in found)
+    fig, axes = _figure(len(queries), columns, (1.15 * columns, 1.35 * len(queries)), squeeze=False)
+    for row, (query, pictures, names) in enumerate(zip(queries, found, titles, strict=True)):
+        for column, (picture, name) in enumerate(zip([query, *pictures], names, strict=True)):
+            _picture(axes[row, column], picture, name, 8)
+            if column == 0:
+                axes[row, 0].add_patch(
+                    plt.Rectangle(
+                        (0, 0), 1, 1, transform=axes[row, 0].transAxes, fill=False, color=ORANGE, lw=3
+                    )
+                )
+    return fig
+
+
+def maps(points: Mapping[str, np.ndarray], labels: Sequence[int], names: Sequence[str]) -> Figure:
+    """Flat maps of high-dimensional vectors: every picture is written as its class where it fell.
+
+    Args:
+        points: by title, float `[N, 2]`.
+        labels: int `[N]`, the class of each point.
+        names: what to write for each class, a character or two.
+    """
+    fig, axes = _figure(1, len(points), (4 * len(points), 3.9), squeeze=False)
+    colours = plt.colormaps["tab10"]
+    for ax, (title, xy) in zip(axes.flat, points.items(), strict=True):
+        for (x, y), label in zip(xy, labels, strict=True):
+            ax.text(x, y, names[label], color=colours(label % 10), fontsize=6, ha="center", va="center")
+        low, high = np.min(xy, axis=0), np.max(xy, axis=0)
+        margin = 0.03 * (high - low) + 1e-6
+        ax.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
+        ax.set(title=title, xticks=[], yticks=[], xlabel="t-SNE, no unit", ylabel="t-SNE, no unit")
+    return fig
+
+
+def few_shot_curves(shots: Sequence[int], scores: Mapping[str, np.ndarray]) -> Figure:
+    """Accuracy against the number of examples of each class; the mean, and the spread over draws.
+
+    Args:
+        shots: examples of each class.
+        scores: by title, float `[len(shots), draws]` in [0, 1].
+    """
+    fig, ax = _figure(size=(6, 3.4))
+    styles = zip((BLUE, ORANGE, GREEN, PURPLE), ("o-", "s--", "^:", "d-."), strict=True)
+    for (title, values), (colour, style) in zip(scores.items(), styles, strict=False):
+        mean = np.mean(values, axis=1)
+        ax.plot(shots, mean, style, color=colour, label=title)
+        ax.fill_between(shots, np.min(values, axis=1), np.max(values, axis=1), color=colour, alpha=0.15)
+    ax.set_xscale("log")
+    ax.set_xticks(shots, [str(n) for n in shots])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.legend(frameon=False, loc="lower right")
+    _plain(ax, "Learning from few examples", "examples of each class", "accuracy on unseen pictures")
+    return fig
+
+
+def feature_maps(picture, stages: Mapping[str, np.ndarray], count: int = 6) -> Figure:
+    """What the stages of a network make of a picture: their strongest channels as grey maps.
+
+    Args:
+        picture: the input, uint8 or float in [-1, 1].
+        stages: by name, one picture's maps, float `[H, W, C]`.
+        count: channels shown of each stage; those that vary most over the picture.
+    """
+    rows = len(stages) + 1
+    fig, axes = _figure(rows, count + 1, (1.15 * (count + 1), 1.25 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    axes[0, 0].text(0.5, 0.5, "input", ha="center", va="center", fontsize=9)
+    _picture(axes[0, 1], picture)
+    for row, (name, values) in enumerate(stages.items(), start=1):
+        values = np.asarray(values)
+        height, width, _ = values.shape
+        strongest = np.argsort(-values.std(axis=(0, 1)))[:count]
+        axes[row, 0].text(0.5, 0.5, f"{name}\n{height}×{width}", ha="center", va="center", fontsize=9)
+        for ax, channel in zip(axes[row, 1:], strongest, strict=False):
+            ax.imshow(values[..., channel], cmap="gray")
+            ax.set_title(f"channel {channel}", fontsize=7)
+    return fig
+
+
+def bars(names: Sequence[str], values: Sequence[float], title: str, y_name: str) -> Figure:
+    """Shares in [0, 1] as bars, each with its number."""
+    fig, ax = _figure(size=(6, 2.8))
+    ax.bar(names, values, color=BLUE)
+    for place, value in enumerate(values):
+        ax.text(place, value, f"{value:.0%}", ha="center", va="bottom", fontsize=8)
+    ax.set_ylim(0, 1.1)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _plain(ax, title, "stage", y_name)
     return fig

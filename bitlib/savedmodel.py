@@ -86,41 +86,39 @@ def _replaceable(directory: Path) -> bool:
     return directory.is_dir() and ((directory / "saved_model.pb").is_file() or not any(directory.iterdir()))
 
 
-def _function(model: BiT, input_range):
-    """`(inputs, training) -> logits or features`, and the name of what comes out."""
-
-    def call(inputs, training=False):
-        images = inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1
-        return model(images, training=training)
-
-    return call, "features" if model.head is None else "logits"
-
-
 INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")
 
 
+def _function(model: BiT, input_range):
+    """The model as one function of what callers feed, and the name of what comes out."""
+
+    @tf.function(input_signature=[INPUTS])
+    def compute(inputs):
+        return model(inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1)
+
+    return compute, "features" if model.head is None else "logits"
+
+
 def _reusable(model: BiT, input_range):
-    call, output = _function(model, input_range)
+    compute, output = _function(model, input_range)
     module = _Reusable()
-    module.__call__ = tf.function(call)
+    # A BiT does in training what it does in inference; both, and the signature, share one traced graph.
+    module.__call__ = tf.function(lambda inputs, training=False: compute(inputs))
     for training in (False, True):
         module.__call__.get_concrete_function(INPUTS, training=training)
     module.variables = [variable.value for variable in model.variables]
     module.trainable_variables = [variable.value for variable in model.trainable_variables]
     module.regularization_losses = []
-    signature = tf.function(lambda inputs: {output: call(inputs)}, input_signature=[INPUTS])
-    return module, signature
+    return module, tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
 
 
 def _frozen(model: BiT, input_range):
-    call, output = _function(model, input_range)
+    compute, output = _function(model, input_range)
     with model.constant_kernels():
-        traced = tf.function(call).get_concrete_function(INPUTS)
-        constant = convert_variables_to_constants_v2(traced)
+        constant = convert_variables_to_constants_v2(compute.get_concrete_function())
     module = tf.Module()
     module.__call__ = tf.function(lambda inputs: constant(inputs)[0], input_signature=[INPUTS])
-    signature = tf.function(lambda inputs: {output: constant(inputs)[0]}, input_signature=[INPUTS])
-    return module, signature
+    return module, tf.function(lambda inputs: {output: constant(inputs)[0]}, input_signature=[INPUTS])
 
 
 def port(

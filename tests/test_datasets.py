@@ -3,6 +3,7 @@ import unicodedata
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from bitlib import datasets
@@ -100,3 +101,34 @@ def test_photographs():
     photographs = datasets.photographs()
     assert set(photographs) == {"china.jpg", "flower.jpg"}
     assert all(photo.shape == (427, 640, 3) and photo.dtype == np.uint8 for photo in photographs.values())
+
+
+class TestFolder:
+    @pytest.fixture
+    def root(self, tmp_path):
+        for name in ("b/2.png", "a/1.png", "a/deeper/3.png"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (40, 40)).save(tmp_path / name)
+        return tmp_path
+
+    def test_one_subfolder_a_class(self, root):
+        files, labels, names = datasets.folder(root)
+        assert [file.name for file in files] == ["1.png", "3.png", "2.png"]
+        assert labels.tolist() == [0, 0, 1]
+        assert names == ["a", "b"]
+
+    def test_refusals(self, root, tmp_path):
+        (root / "a" / "1.png").unlink()
+        with pytest.raises(ValueError, match="has one class, deeper"):
+            datasets.folder(root / "a")
+        Image.new("L", (40, 40)).save(root / "loose.png")
+        with pytest.raises(ValueError, match="holds loose.png beside its subfolders"):
+            datasets.folder(root)
+        with pytest.raises(FileNotFoundError, match="no such folder"):
+            datasets.folder(tmp_path / "nowhere")
+
+
+def test_digits_by_class():
+    pictures, labels, names = datasets.digits_by_class()
+    assert len(pictures) == len(labels) == 1797
+    assert names[labels[3]] == "3"

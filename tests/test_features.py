@@ -103,3 +103,10 @@ class TestProbe:
         np.testing.assert_allclose(similarities, [[1, np.sqrt(0.5), 0, -1]], atol=1e-12)
         with pytest.raises(ValueError, match="^count: expected 1 to 4, received 5"):
             features.nearest(vectors, vectors, 5)
+
+
+def test_shrink_averages():
+    images = np.zeros((2, 32, 32, 3), "float32")
+    images[1, :16, :16] = 0.9, 0.6, 0.3
+    result = features.shrink(images, 2)
+    np.testing.assert_allclose(result, [[0, 0, 0, 0], [0.6, 0, 0, 0]], atol=1e-6)

@@ -117,6 +117,27 @@ class TestInference:
         assert "96 pixels" in printed(page)
 
 
+class TestFeatureExtraction:
+    def test_a_folder_of_classes(self, run, tmp_path):
+        rng = np.random.default_rng(0)
+        for name in ("A", "B", "Ж"):
+            (tmp_path / "classes" / name).mkdir(parents=True)
+            for index in range(14):
+                glyph = 255 - datasets.render_glyph(name).astype(float)
+                noisy = np.clip(glyph + rng.normal(0, 40, glyph.shape), 0, 255).astype(np.uint8)
+                Image.fromarray(noisy).save(tmp_path / "classes" / name / f"{index}.png")
+        page = run("03", images=str(tmp_path / "classes"), shots=[1, 2], draws=2)
+        assert "42 pictures of 3 classes, 18 for testing" in printed(page)
+
+    def test_another_checkpoint(self, run, wide_npz):
+        page = run("03", checkpoint_name=str(wide_npz), resolution=64, shots=[5], draws=1)
+        assert "the exported features are those of the Keras model" in printed(page)
+
+    def test_another_seed_and_other_shots(self, run):
+        page = run("03", seed=7, shots=[1, 3], draws=3)
+        assert "features beat raw pixels and the untrained network" in printed(page)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 class TestStyle:
     def test_format(self, path):

@@ -30,10 +30,20 @@ FIGURES = {
     "one prediction": lambda: plots.predictions([PICTURE / 127.5 - 1], [TOP], ["title"]),
     "confusions": lambda: plots.confusions([(PICTURE, "A", PICTURE, "B")] * 3),
     "no confusion": lambda: plots.confusions([]),
-    "near_misses": lambda: plots.near_misses([PICTURE] * 10, [TOP] * 10),
+    "near_misses": lambda: plots.near_misses([PICTURE] * 10, [TOP] * 10, [PICTURE] * 10),
+    "near_misses of unknown classes": lambda: plots.near_misses([PICTURE] * 3, [TOP] * 3),
     "mistakes": lambda: plots.mistakes(
         [PICTURE / 127.5 - 1] * 3, ["right", "wrong", "worse"], [1, 0.5, 0], "share"
     ),
+    "neighbours": lambda: plots.neighbours([PICTURE] * 2, [[PICTURE] * 3] * 2, [["7"] * 4] * 2),
+    "maps": lambda: plots.maps({"a": RNG.normal(size=(9, 2)), "b": np.ones((9, 2))}, range(9), "012345678"),
+    "few_shot_curves": lambda: plots.few_shot_curves(
+        [1, 5, 10], {"x": RNG.uniform(size=(3, 4)), "y": np.ones((3, 4))}
+    ),
+    "feature_maps": lambda: plots.feature_maps(
+        PICTURE, {"root": RNG.normal(size=(8, 8, 9)), "b": np.ones((1, 1, 3))}
+    ),
+    "bars": lambda: plots.bars(["root", "block1"], [0.5, 1], "title", "accuracy"),
     "curve": lambda: plots.curve([1, 2, 4], [3, 2, 1], "title", "x (pixels)", "y", 2),
 }
 

@@ -130,10 +130,8 @@ class TestFreeze:
         loaded = tf.saved_model.load(str(path))
         close(loaded(images), model(images).numpy())
         close(loaded.signatures["serving_default"](inputs=images)["logits"], model(images).numpy())
-        assert (
-            not (path / "variables" / "variables.data-00000-of-00001").exists()
-            or not loaded.signatures["serving_default"].variables
-        )
+        assert not loaded.signatures["serving_default"].variables
+        assert sum(file.stat().st_size for file in (path / "variables").iterdir()) < 10_000
 
     def test_no_kernel_is_standardised_again(self, tmp_path, small_npz):
         """GroupNorm takes one reciprocal root a norm; standardisation would add one a convolution."""
@@ -147,8 +145,7 @@ class TestFreeze:
             for function in graph.as_graph_def().library.function:
                 nodes += function.node_def
             roots = sum(node.op == "Rsqrt" for node in nodes)
-            assert roots % expected == 0
-            assert roots // expected in (1, 2, 3, 4)
+            assert roots == expected
 
     def test_the_model_itself_stays_live(self, tmp_path, small_npz, images):
         model = bitlib.load(small_npz)
