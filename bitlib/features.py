@@ -91,8 +91,11 @@ def linear_probe(features, labels, regularization: float = 1.0):
         A fitted scikit-learn classifier, with `predict` and `score`.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
-    return LogisticRegression(C=regularization, max_iter=5000).fit(features, labels)
+    # Threads waiting for each other make a small fit ten times slower, on a busy machine hundreds of times.
+    with threadpool_limits(1 if np.size(features) < 10_000_000 else None):
+        return LogisticRegression(C=regularization, max_iter=5000).fit(features, labels)
 
 
 def few_shot(features, labels, shots: int, draws: int = 5, num_test: int = 800, seed: int = 0) -> np.ndarray:

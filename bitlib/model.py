@@ -47,24 +47,24 @@ def standardize(kernel):
 class StandardizedConv2D(keras.layers.Conv2D):
     """A convolution without bias whose kernel is standardised each time it is used.
 
-    Strided 3×3 and 7×7 kernels pad both sides by half the kernel and then drop what does not fit,
-    as PyTorch does; TensorFlow's "same" would pad one side only and shift the image.
+    All sides are padded by half the kernel. With a stride, TensorFlow's "same" would pad bottom and
+    right only and so shift the image; there the padding is a step of its own.
     """
 
+    constant_kernel = None  # set by BiT.constant_kernels
+
     def __init__(self, filters: int, kernel_size, strides=1, **kwargs):
-        kwargs |= {"use_bias": False, "padding": "valid"}
+        kwargs |= {"use_bias": False, "padding": "same" if strides in (1, (1, 1)) else "valid"}
         super().__init__(filters, kernel_size, strides, **kwargs)
 
     def add_weight(self, *args, **kwargs):
         # The standardisation needs float32 under every dtype policy: float16 loses variances of 1e-8.
         return super().add_weight(*args, **kwargs, autocast=False)
 
-    constant_kernel = None  # set by BiT.constant_kernels
-
     def convolution_op(self, inputs, kernel):
         kernel = standardize(kernel) if self.constant_kernel is None else self.constant_kernel
         height, width = (size // 2 for size in self.kernel_size)
-        if height or width:
+        if self.padding == "valid" and (height or width):
             inputs = ops.pad(inputs, ((0, 0), (height, height), (width, width), (0, 0)))
         return super().convolution_op(inputs, ops.cast(kernel, inputs.dtype))
 
