@@ -1,7 +1,7 @@
 """Train BiT-XS-R14x0.5 upstream on Glyph-1k, from nothing but the installed dependencies.
 
     python scripts/pretrain.py                 choose the classes, train, evaluate, write to data/
-    python scripts/pretrain.py --steps 50      a short trial (writes to --output, not to data/)
+    python scripts/pretrain.py --steps 50 --output /tmp/trial --work /tmp/trial     a short trial
 
 Two CPU cores need about 45 minutes. The run is seeded, and resumes where it was stopped: every step
 draws its batch from its own number, so an interrupted run sees what an unbroken one would have.
@@ -182,6 +182,7 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=1912)
+    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--output", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("build/pretrain"))
     options = parser.parse_args()
@@ -231,7 +232,7 @@ def main():
         hits.append(float(hit))
         step.assign_add(1)
         progress.update()
-        if int(step) % 500 == 0:
+        if int(step) % options.save_every == 0:
             progress.set_postfix_str(f"loss {np.mean(losses):.3f}, top-1 {np.mean(hits):.1%}")
             losses, hits = [], []
             manager.save()

@@ -1,5 +1,7 @@
 """The bundled model is what data/README.md says it is."""
 
+import importlib.metadata
+import importlib.util
 import re
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import bitlib
 from bitlib import checkpoint, datasets, features, images, reference, zoo
 
 CARD = zoo.card(zoo.BUNDLED)
-README = Path(__file__).parent.parent / "data" / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "data" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,18 @@ def stated(row, column=1):
     """A percentage out of a table of data/README.md."""
     (line,) = [line for line in README.read_text().splitlines() if line.startswith(f"| {row}")]
     return float(re.findall(r"([\d.]+) %", line)[column - 1]) / 100
+
+
+def test_classes_are_those_that_the_script_chooses():
+    """The class list is a function of the fonts; a matplotlib with other fonts may choose others."""
+    constraints = (ROOT / "constraints.txt").read_text()
+    installed = importlib.metadata.version("matplotlib")
+    if f"matplotlib=={installed}\n" not in constraints:
+        pytest.skip(f"matplotlib {installed} is not the one whose fonts BiT-XS was trained on")
+    spec = importlib.util.spec_from_file_location("pretrain", ROOT / "scripts" / "pretrain.py")
+    pretrain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pretrain)
+    assert pretrain.choose_classes() == datasets.glyph_classes()
 
 
 def test_at_most_8_mb_in_the_published_layout():
