@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import zipfile
 import zlib
 from collections import Counter
@@ -171,6 +172,9 @@ class Archive(Mapping):
     def __len__(self) -> int:
         return len(self.shapes)
 
+    def __contains__(self, name) -> bool:
+        return name in self.shapes  # Mapping's own would read the array to find out
+
     def __getitem__(self, name: str) -> np.ndarray:
         """One array: float32, in the machine's byte order, all values finite."""
         with _told_of(name), self._file.open(self._members[name]) as stream:
@@ -198,12 +202,17 @@ def _require_finite(name: str, array: np.ndarray) -> None:
         raise CheckpointError(f"{name}: {count} of {array.size} values are NaN or infinite, expected none")
 
 
-@contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Archive]:
-    """Open a `.npz` as a mapping that reads one array at a time. Raises as `read`, in the body too."""
+def _existing(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, expected a BiT checkpoint (.npz)")
+    return path
+
+
+@contextmanager
+def opened(path: str | os.PathLike) -> Iterator[Archive]:
+    """Open a `.npz` as a mapping that reads one array at a time. Raises as `read`, in the body too."""
+    path = _existing(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder, expected a BiT checkpoint (.npz)")
     try:
@@ -335,10 +344,7 @@ def resolve(source: str | os.PathLike) -> Path:
         ValueError: no published BiT has that name.
     """
     if isinstance(source, os.PathLike) or str(source).endswith(".npz") or Path(source).is_file():
-        path = Path(source).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file, expected a BiT checkpoint (.npz)")
-        return path
+        return _existing(Path(source).expanduser())
     return fetch(source)
 
 
@@ -394,8 +400,6 @@ def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
     Returns:
         The path of each copy.
     """
-    import shutil
-
     copies = []
     for name in names:
         source, copy = fetch(name), Path(folder) / zoo.card(name).file

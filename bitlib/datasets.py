@@ -45,12 +45,10 @@ def font_path(font: str) -> str:
     """The file of a font that matplotlib ships, by its bare file name (`DejaVuSans`)."""
     import matplotlib
 
-    path = matplotlib.get_data_path() + f"/fonts/ttf/{font}.ttf"
-    try:
-        open(path, "rb").close()
-    except OSError:
-        raise ValueError(f"font: {font!r} is not one of the fonts matplotlib ships") from None
-    return path
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
+    if not path.is_file():
+        raise ValueError(f"font: {font!r} is not one of the fonts matplotlib ships")
+    return str(path)
 
 
 @functools.cache

@@ -18,6 +18,8 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from bitlib.zoo import VTAB_TASKS
+
 REFERENCE_BATCH_SIZE = 512
 """The batch that the rule's learning rate is meant for; others scale the rate in proportion."""
 
@@ -137,8 +139,6 @@ def plan(
     Raises:
         ValueError: a number is out of range, `crop` exceeds `resize`, or a name is unknown.
     """
-    from bitlib.zoo import VTAB_TASKS
-
     num_examples = _positive("num_examples", num_examples)
     sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
     if len(sides) != 2:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -63,9 +65,6 @@ def read(source) -> np.ndarray:
 
 
 def _decode(file, name: str) -> np.ndarray:
-    import struct
-    import warnings
-
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -25,6 +25,14 @@ def _figure(rows: int = 1, columns: int = 1, size=(7.0, 3.0), **kwargs):
     return fig, axes
 
 
+def _grid(rows: int, columns: int, size, **kwargs):
+    """A figure of `rows` × `columns` axes that show nothing but what is drawn into them."""
+    fig, axes = _figure(rows, columns, size, squeeze=False, **kwargs)
+    for ax in axes.flat:
+        ax.axis("off")
+    return fig, axes
+
+
 def _plain(ax, title: str = "", x: str = "", y: str = ""):
     ax.spines[["top", "right"]].set_visible(False)
     ax.set(title=title, xlabel=x, ylabel=y)
@@ -68,17 +76,15 @@ def anatomy(shapes: Mapping[str, Sequence[int]], resolution: int) -> Figure:
         if name.endswith("c/standardized_conv2d/kernel"):
             channels[_stage(name)] = shape[-1]
             units[_stage(name)] += 1
-    has_head = "resnet/head/conv2d/bias" in shapes
+    bias = shapes.get("resnet/head/conv2d/bias")
     for row, stage in enumerate(STAGES):
         side = -(-resolution // (4 * 2 ** max(0, row - 1)))
-        text = {
-            "root": f"7×7 convolution, pool → {side}×{side}×{channels['root']}",
-            "head": "GroupNorm, ReLU, average"
-            + (f" → {shapes['resnet/head/conv2d/bias'][0]} logits" if has_head else ""),
-        }.get(stage)
-        if text is None:
+        if stage == "head":
+            text = "GroupNorm, ReLU, average" + (f" → {bias[0]} logits" if bias else "")
+        else:
             count = units[stage]
-            text = f"{count} unit{'s' * (count > 1)} → {side}×{side}×{channels[stage]}"
+            what = f"{count} unit{'s' * (count > 1)}" if count else "7×7 convolution, pool"
+            text = f"{what} → {side}×{side}×{channels[stage]}"
         left.text(0.02, row, stage, weight="bold", va="center")
         left.text(0.2, row, text, va="center")
         if row:
@@ -118,9 +124,7 @@ def kernels(kernel) -> Figure:
     kernel = np.asarray(kernel)[..., :64]
     columns = 16
     rows = -(-kernel.shape[-1] // columns)
-    fig, axes = _figure(rows, columns, (columns * 0.5, rows * 0.55), squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
+    fig, axes = _grid(rows, columns, (columns * 0.5, rows * 0.55))
     for ax, filter_ in zip(axes.flat, np.moveaxis(kernel, -1, 0), strict=False):
         low, high = filter_.min(), filter_.max()
         ax.imshow((filter_ - low) / max(high - low, 1e-12))
@@ -204,10 +208,8 @@ def predictions(
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
     k = max(len(best) for best in top)
-    fig, axes = _figure(2 * rows, columns, (2.7 * columns, rows * (1.9 + 0.3 * k)), squeeze=False,
-                        height_ratios=[1.6, 0.3 * k] * rows)  # fmt: skip
-    for ax in axes.flat:
-        ax.axis("off")
+    size = (2.7 * columns, rows * (1.9 + 0.3 * k))
+    fig, axes = _grid(2 * rows, columns, size, height_ratios=[1.6, 0.3 * k] * rows)
     for index, (picture, best, title) in enumerate(zip(pictures, top, titles, strict=True)):
         row, column = divmod(index, columns)
         _picture(axes[2 * row, column], picture, title)
@@ -237,9 +239,8 @@ def confusions(pairs: Sequence[tuple], count: int = 6) -> Figure:
         pairs: picture, its true name, picture of the class it was taken for, that class's name.
     """
     pairs = pairs[:count]
-    fig, axes = _figure(2, max(1, len(pairs)), (1.75 * max(1, len(pairs)), 4.0), squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
+    columns = max(1, len(pairs))
+    fig, axes = _grid(2, columns, (1.75 * columns, 4.0))
     for column, (picture, true_name, other, other_name) in enumerate(pairs):
         _picture(axes[0, column], picture, _wrapped(true_name), 7)
         _picture(axes[1, column], other, "taken for\n" + _wrapped(other_name), 7)
@@ -262,9 +263,7 @@ def near_misses(
             shown to the right of the picture.
     """
     columns = -(-len(pictures) // 2)
-    fig, axes = _figure(4, columns, (2.1 * columns, 4.6), height_ratios=(1, 0.85) * 2, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
+    fig, axes = _grid(4, columns, (2.1 * columns, 4.6), height_ratios=(1, 0.85) * 2)
     for index, (picture, best) in enumerate(zip(pictures, rows, strict=True)):
         row, column = divmod(index, columns)
         if len(drawn):
@@ -324,7 +323,7 @@ def neighbours(queries: Sequence, found: Sequence[Sequence], titles: Sequence[Se
         titles: for each row, what to write above the query and above each picture found.
     """
     columns = 1 + max(len(row) for row in found)
-    fig, axes = _figure(len(queries), columns, (1.15 * columns, 1.35 * len(queries)), squeeze=False)
+    fig, axes = _grid(len(queries), columns, (1.15 * columns, 1.35 * len(queries)))
     for row, (query, pictures, names) in enumerate(zip(queries, found, titles, strict=True)):
         for column, (picture, name) in enumerate(zip([query, *pictures], names, strict=True)):
             _picture(axes[row, column], picture, name, 8)
@@ -388,9 +387,7 @@ def feature_maps(picture, stages: Mapping[str, np.ndarray], count: int = 6) -> F
         count: channels shown of each stage; those that vary most over the picture.
     """
     rows = len(stages) + 1
-    fig, axes = _figure(rows, count + 1, (1.15 * (count + 1), 1.25 * rows), squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
+    fig, axes = _grid(rows, count + 1, (1.15 * (count + 1), 1.25 * rows))
     axes[0, 0].text(0.5, 0.5, "input", ha="center", va="center", fontsize=9)
     _picture(axes[0, 1], picture)
     for row, (name, values) in enumerate(stages.items(), start=1):

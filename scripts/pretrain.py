@@ -25,6 +25,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from bitlib import datasets, features, images, zoo
+from bitlib._files import replacing
 from bitlib.model import UNITS, BiT
 
 DATA = Path(__file__).parent.parent / "data"
@@ -191,8 +192,6 @@ def main():
 
     keras.utils.set_random_seed(options.seed)
     characters = choose_classes()
-    names = "".join(f"{unicodedata.name(c)}\n" for c in characters)
-    (options.output / "glyph1k_names.txt").write_text(names)
     masks, labels = datasets.glyph_masks(characters, datasets.TRAINING_FONTS)
     print(
         f"{len(characters)} classes, {len(masks)} glyphs in {len(datasets.TRAINING_FONTS)} fonts", flush=True
@@ -241,10 +240,12 @@ def main():
     arrays = {v.path: rounded(v.numpy()) for v in model.variables}
     for variable in model.variables:
         variable.assign(arrays[variable.path])
-    temporary = options.output / f".{NAME}.partial.npz"
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(options.output / f"{NAME}.npz")
-    print(f"{NAME}.npz: {(options.output / f'{NAME}.npz').stat().st_size / 1e6:.2f} MB", flush=True)
+    weights = options.output / f"{NAME}.npz"
+    with replacing(weights) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    with replacing(options.output / "glyph1k_names.txt") as temporary:
+        temporary.write_text("".join(f"{unicodedata.name(c)}\n" for c in characters))
+    print(f"{weights.name}: {weights.stat().st_size / 1e6:.2f} MB", flush=True)
     evaluate(model, characters)
 
 

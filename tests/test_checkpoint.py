@@ -73,6 +73,12 @@ class TestRead:
     def test_depth_width_and_head_are_inferred(self, architecture):
         assert checkpoint.infer(checkpoint.layout(architecture)) == architecture
 
+    def test_asking_for_a_name_reads_no_array(self, small_npz, monkeypatch):
+        with checkpoint.opened(small_npz) as archive:
+            monkeypatch.setattr(np.lib.format, "read_array", None)
+            assert KERNEL in archive
+            assert "optimizer/step" not in archive
+
     def test_shapes_reads_no_data(self, small_npz):
         assert checkpoint.shapes(small_npz) == checkpoint.layout(SMALL)
 
