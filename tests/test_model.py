@@ -5,7 +5,15 @@ import tensorflow as tf
 
 from bitlib import checkpoint
 from bitlib.checkpoint import Architecture
-from bitlib.model import UNITS, BiT, GroupNorm, check_range, standardize
+from bitlib.model import (
+    UNITS,
+    BiT,
+    GroupNorm,
+    check_range,
+    group_norm_relu,
+    standardize,
+    written_gradients,
+)
 from tests.conftest import SMALL
 
 PUBLISHED_PARAMETERS = {  # with 1000 and with 21843 classes
@@ -141,6 +149,61 @@ def test_group_norm_keeps_its_digits_where_the_mean_is_large(mean):
         grouped.var((1, 2, 4), keepdims=True) + 1e-5
     )
     np.testing.assert_allclose(layer(x), np.maximum(exact.reshape(x.shape), 0), atol=3e-7 * max(mean, 10))
+
+
+class TestWrittenGradients:
+    """The gradients written out by hand are those that autodiff gives in float64."""
+
+    def compare(self, ours, exact, *arguments):
+        rng = np.random.default_rng(1)
+        arguments = [tf.constant(argument, tf.float32) for argument in arguments]
+        weights = rng.normal(size=arguments[0].shape)
+        found = []
+        for function, dtype in ((ours, tf.float32), (exact, tf.float64)):
+            cast = [tf.cast(argument, dtype) for argument in arguments]
+            with written_gradients(), tf.GradientTape() as tape:
+                tape.watch(cast)
+                result = tf.reduce_sum(function(*cast) * tf.cast(weights, dtype))
+            found.append(tape.gradient(result, cast))
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max())
+
+    @pytest.mark.parametrize("mean", [0, 30])
+    def test_of_standardisation(self, mean):
+        def exact(kernel):
+            mean, variance = tf.nn.moments(kernel, (0, 1, 2), keepdims=True)
+            return (kernel - mean) / tf.sqrt(variance + 1e-10)
+
+        self.compare(standardize, exact, np.random.default_rng(0).normal(mean, 1, (3, 3, 8, 16)))
+
+    def test_of_group_norm_and_relu(self):
+        def exact(x, gamma, beta):
+            grouped = tf.reshape(x, (2, 5, 6, 32, 2))
+            mean, variance = tf.nn.moments(grouped, (1, 2, 4), keepdims=True)
+            return tf.nn.relu(tf.reshape((grouped - mean) / tf.sqrt(variance + 1e-5), x.shape) * gamma + beta)
+
+        rng = np.random.default_rng(0)
+        gamma, beta = rng.normal(size=64), rng.normal(size=64)
+        self.compare(group_norm_relu, exact, rng.normal(1, 2, (2, 5, 6, 64)), gamma, beta)
+
+    def test_of_a_whole_network(self, small, images):
+        """By differences: the loss falls as the gradient says when one walks against it."""
+        small.head.kernel.assign(np.random.default_rng(0).normal(size=small.head.kernel.shape))
+        loss = lambda: float(tf.reduce_sum(tf.square(small(images))))  # noqa: E731
+        values = [variable.value for variable in small.trainable_variables]
+        with written_gradients(), tf.GradientTape() as tape:
+            tape.watch(values)
+            target = tf.reduce_sum(tf.square(small(images)))
+        gradients = tape.gradient(target, values)
+        length = sum(float(tf.reduce_sum(tf.square(gradient))) for gradient in gradients)
+        step = 1e-3 * float(target) / length
+        for sign in (1, -2):
+            for value, gradient in zip(values, gradients, strict=True):
+                value.assign_sub(sign * step * gradient)
+            if sign == 1:
+                below = loss()
+        above = loss()
+        np.testing.assert_allclose(above - below, 2 * step * length, rtol=0.05)
 
 
 class TestRange:
