@@ -285,9 +285,10 @@ def load(source: str | os.PathLike, head: str | int | None = "keep", dtype=None)
     """Load a checkpoint into a new Keras model.
 
     Args:
-        source: a name of `bitlib.zoo.names()`, or a path to a `.npz`.
-        head: `"keep"` for the checkpoint's own classifier, None for pooled features, or a number of
-            classes for a new head that starts at zero (BiT-HyperRule, section 3.3).
+        source: a name of `bitlib.zoo.names()`, an old hub handle, or a path to a `.npz`.
+        head: `"keep"` for the checkpoint's own classifier (of the handle of a feature extractor: for
+            none), None for pooled features, or a number of classes for a new head that starts at
+            zero (BiT-HyperRule, section 3.3).
         dtype: a Keras dtype policy such as `"mixed_bfloat16"`; Keras' own default if None.
 
     Returns:
@@ -309,14 +310,18 @@ def load(source: str | os.PathLike, head: str | int | None = "keep", dtype=None)
     from bitlib.model import BiT
 
     with opened(path) as archive:
+        if head == "keep" and zoo.card_of(source).output == "features":
+            head = None
         units, width, num_classes = archive.architecture
         if head == "keep" and num_classes is None:
             raise CheckpointError(f"{HEAD[0]}: missing; to load pooled features pass head=None")
-        model = BiT(units, width, num_classes if head == "keep" else head, dtype=dtype)
+        num_classes = num_classes if head == "keep" else head
+        model = BiT(units, width, num_classes, kernel_initializer="zeros", dtype=dtype)
         for variable in model.variables:
             name = array_name(variable)
             if name not in HEAD or head == "keep":
                 variable.assign(archive[name])
+    model.origin = str(source), str(path)
     return model
 
 
@@ -337,11 +342,12 @@ def save(model, path: str | os.PathLike) -> Path:
 
 
 def resolve(source: str | os.PathLike) -> Path:
-    """The file of a path or of a model's name, which is downloaded if need be.
+    """The file of a path, or of a model's name or hub handle, which is downloaded if need be.
 
     Raises:
         FileNotFoundError: it reads like a path (it ends in `.npz` or is a `Path`) and is not there.
         ValueError: no published BiT has that name.
+        ConnectionError, OSError: as `fetch`.
     """
     if isinstance(source, os.PathLike) or str(source).endswith(".npz") or Path(source).is_file():
         return _existing(Path(source).expanduser())
@@ -349,14 +355,17 @@ def resolve(source: str | os.PathLike) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """The file of a published model: bundled, else cached, else downloaded into the cache.
+    """The file of a published model: bundled, else cached, else from the mirror or the published address.
 
-    The cache is the folder `BITLIB_CACHE`, by default the user's own. `BITLIB_MIRROR`, a folder or a
-    base URL laid out like the published one, is asked instead of the published address.
+    What comes over the network is compared with the server's length and hash, and kept in the cache: the
+    folder `BITLIB_CACHE`, by default the user's own. Its SHA-256 is noted beside it and compared at
+    every later use. `BITLIB_MIRROR`, a folder or a base URL laid out like the published one, is asked
+    instead of the published address. `BITLIB_OFFLINE=1` never touches the network.
 
     Raises:
         ValueError: no published BiT has that name.
-        ConnectionError: it cannot be downloaded; nothing is left in the cache.
+        ConnectionError: it cannot be had, or is not what it should be; nothing is left in the cache.
+        OSError: it cannot be written: the cache is read-only, the disk is full.
     """
     card = zoo.card(name)
     if card.url is None:
@@ -366,45 +375,50 @@ def fetch(name: str) -> Path:
 
 def fetch_file(file: str) -> Path:
     """As `fetch`, for any file below the published address (`ilsvrc2012_wordnet_lemmas.txt`)."""
-    cached = cache_folder() / file
-    if cached.is_file():
-        return cached
-    mirror = os.environ.get("BITLIB_MIRROR", zoo.BASE_URL)
-    if "://" not in mirror:
-        mirrored = Path(mirror).expanduser() / file
-        if not mirrored.is_file():
-            raise ConnectionError(
-                f"{file}: not in BITLIB_MIRROR ({mirror}); put it there, or unset the variable"
-            )
-        return mirrored
-    import pooch
+    from bitlib import download
 
-    url = mirror.rstrip("/") + "/" + file
-    try:
-        pooch.retrieve(url, known_hash=None, fname=cached.name, path=cached.parent, progressbar=True)
-    except Exception as error:
+    cached = cache_folder() / file
+    mirror = os.environ.get("BITLIB_MIRROR") or zoo.BASE_URL
+    is_folder = "://" not in mirror
+    mirrored = Path(mirror).expanduser() / file if is_folder else None
+    for path in filter(None, (cached, mirrored)):
+        if path.is_file():
+            download.verify(path)
+            return path
+    by_hand = f"put the file at {cached}, or name a folder that holds {file} in BITLIB_MIRROR"
+    if is_folder:
+        raise ConnectionError(f"{file}: not in BITLIB_MIRROR ({mirror}); put it there, or unset the variable")
+    if download.offline():
         raise ConnectionError(
-            f"{url}: cannot be downloaded ({error}). On a machine without network, put the file at "
-            f"{cached}, or name a folder that holds {file} in BITLIB_MIRROR"
-        ) from error
-    return cached
+            f"{file}: not on this machine, and BITLIB_OFFLINE forbids to download it; unset it, or {by_hand}"
+        )
+    return download.download(mirror.rstrip("/") + "/" + file, cached)
 
 
 def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
-    """Copy models into a folder that can then serve others as `BITLIB_MIRROR`.
+    """Copy models and their class lists into a folder that then serves others as `BITLIB_MIRROR`.
 
     Args:
-        names: names of `bitlib.zoo.names()`.
+        names: names of `bitlib.zoo.names()`, or hub handles.
         folder: created if need be; files keep their published sub-folders.
 
     Returns:
-        The path of each copy.
+        The path of each model's copy.
+
+    Raises: as `fetch`.
     """
-    copies = []
-    for name in names:
-        source, copy = fetch(name), Path(folder) / zoo.card(name).file
+    from bitlib import download, labels
+
+    def copied(source: Path, file: str) -> Path:
+        copy = Path(folder).expanduser() / file
         copy.parent.mkdir(parents=True, exist_ok=True)
         with replacing(copy) as temporary:
             shutil.copyfile(source, temporary)
-        copies.append(copy)
-    return copies
+        download.verify(copy)
+        return copy
+
+    cards = [zoo.card(name) for name in ([names] if isinstance(names, str) else names)]
+    lists = {labels.FILES[card.labels] for card in cards if card.labels and card.url}
+    for file in sorted(lists):
+        copied(fetch_file(file), file)
+    return [copied(fetch(card.name), card.file) for card in cards]

@@ -65,6 +65,30 @@ def unit(x, arrays, prefix, stride):
     return shortcut + convolve(norm(residual, "c"), kernel("c"))
 
 
+def root(arrays, images):
+    """The 7×7 convolution and the pool, which has zeros, not minus infinity, at the border."""
+    x = convolve(np.asarray(images, np.float64), arrays["resnet/root_block/standardized_conv2d/kernel"], 2)
+    return np.max([pixels for _, pixels in windows(pad(x, 1), 3, 2)], axis=0)
+
+
+def units(arrays) -> list[tuple[str, int]]:
+    """The units in their order: the path of each, and its stride."""
+    paths = sorted({name.partition("/a/")[0] for name in arrays if "/a/" in name})
+    return [(path, 1 if "block1" in path or "unit01" not in path else 2) for path in paths]
+
+
+def pool(arrays, x):
+    """The last GroupNorm and ReLU, averaged over height and width."""
+    gamma, beta = (arrays[f"resnet/group_norm/{p}"] for p in ("gamma", "beta"))
+    return group_norm_relu(x, gamma, beta).mean(axis=(1, 2))
+
+
+def apply_head(arrays, features):
+    """The classifier: a 1×1 convolution on a 1×1 map, which is a matrix product."""
+    kernel = np.asarray(arrays["resnet/head/conv2d/kernel"], np.float64)
+    return features @ kernel[0, 0] + arrays["resnet/head/conv2d/bias"]
+
+
 def forward(arrays: Mapping[str, np.ndarray], images, head: bool = True) -> np.ndarray:
     """Run a BiT of any depth and width.
 
@@ -76,23 +100,18 @@ def forward(arrays: Mapping[str, np.ndarray], images, head: bool = True) -> np.n
     Returns:
         float64 `[N, num_classes]` logits, or `[N, channels]` pooled features without the head.
     """
-    x = convolve(np.asarray(images, np.float64), arrays["resnet/root_block/standardized_conv2d/kernel"], 2)
-    x = np.max([pixels for _, pixels in windows(pad(x, 1), 3, 2)], axis=0)  # zeros, not -inf, at the border
-    for prefix in sorted({name.partition("/a/")[0] for name in arrays if "/a/" in name}):
-        x = unit(x, arrays, prefix, stride=1 if "block1" in prefix or "unit01" not in prefix else 2)
-    x = group_norm_relu(x, arrays["resnet/group_norm/gamma"], arrays["resnet/group_norm/beta"])
-    features = x.mean(axis=(1, 2))
+    x = root(arrays, images)
+    for path, stride in units(arrays):
+        x = unit(x, arrays, path, stride)
+    features = pool(arrays, x)
     return apply_head(arrays, features) if head else features
 
 
-def apply_head(arrays, features):
-    """The classifier: a 1×1 convolution on a 1×1 map, which is a matrix product."""
-    kernel = np.asarray(arrays["resnet/head/conv2d/kernel"], np.float64)
-    return features @ kernel[0, 0] + arrays["resnet/head/conv2d/bias"]
-
-
 def disagreement(model, arrays: Mapping[str, np.ndarray], size: int = 64, seed: int = 0) -> float:
-    """How far a Keras model is from this reference, on one random image.
+    """How far a Keras model is from this reference, part by part, on one random image.
+
+    Root, units, pool and head each get what the reference has computed up to there. So a wrong part
+    shows undiluted, and rounding, which a hundred random layers may amplify, does not add up.
 
     Args:
         model: a `bitlib.model.BiT`.
@@ -101,16 +120,23 @@ def disagreement(model, arrays: Mapping[str, np.ndarray], size: int = 64, seed: 
         seed: of the image's uniform values in [-1, 1].
 
     Returns:
-        The largest difference of pooled features, and of logits if the model kept the checkpoint's
-        head, each as a share of the largest reference value. Rounding to float32 leaves about 1e-6.
+        The largest difference of any part's output, as a share of that output's largest value; the head
+        counts if the model kept the checkpoint's. Rounding to float32 leaves about 1e-6.
     """
     image = np.random.default_rng(seed).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
-    results = model.stages(image)
-    expected = {"features": forward(arrays, image, head=False)}
+    differences = []
+
+    def compare(ours, theirs):
+        differences.append(float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)))
+        return theirs
+
+    x = compare(model.apply_root(image), root(arrays, image))
+    layers = [layer for block in model.blocks for layer in block]
+    for layer, (path, stride) in zip(layers, units(arrays), strict=True):
+        x = compare(layer(x.astype(np.float32)), unit(x, arrays, path, stride))
+    features = compare(model.pool(x.astype(np.float32))[:, 0, 0], pool(arrays, x))
     bias = "resnet/head/conv2d/bias"
     if model.head is not None and bias in arrays and np.array_equal(arrays[bias], model.head.bias):
-        expected["logits"] = apply_head(arrays, expected["features"])
-    return max(
-        float(np.abs(results[name] - value).max() / max(np.abs(value).max(), 1e-30))
-        for name, value in expected.items()
-    )
+        logits = model.head(features.astype(np.float32)[:, None, None])[:, 0, 0]
+        compare(logits, apply_head(arrays, features))
+    return max(differences)

@@ -9,13 +9,15 @@ What is written follows the reusable SavedModel interface of TF2
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from bitlib import checkpoint, reference
+from bitlib import checkpoint, modelcard, reference, zoo
 from bitlib._files import replacing
 from bitlib.checkpoint import CheckpointError
 from bitlib.model import BiT
@@ -49,7 +51,8 @@ def export(
 
     Returns:
         The folder. Its signature takes `inputs`, float32 `[N, H, W, 3]`, and gives `logits`
-        `[N, classes]`, or `features` `[N, C]` for a model without a head.
+        `[N, classes]`, or `features` `[N, C]` for a model without a head. A model card lies in it,
+        `README.md`: what it is, where its weights came from, how to feed and load it.
 
     Raises:
         TypeError: `model` is not a BiT.
@@ -67,6 +70,7 @@ def export(
     module, signature = _frozen(model, input_range) if freeze else _reusable(model, input_range)
     with replacing(directory) as temporary, _without_log():
         tf.saved_model.save(module, str(temporary), signatures={"serving_default": signature})
+        (temporary / "README.md").write_text(modelcard.text(model, input_range, freeze), "utf-8")
     return directory
 
 
@@ -121,18 +125,105 @@ def _frozen(model: BiT, input_range):
     return module, tf.function(lambda inputs: {output: constant(inputs)[0]}, input_signature=[INPUTS])
 
 
+@dataclass(frozen=True)
+class Ported:
+    """One SavedModel that `port_all` wrote.
+
+    Attributes:
+        name: of the checkpoint.
+        folder: where it is.
+        output: `logits` or `features`.
+        size: of the folder, in bytes.
+        difference: from the float64 reference, as a share of its scale.
+    """
+
+    name: str
+    folder: Path
+    output: str
+    size: int
+    difference: float
+
+
+def port_all(
+    sources: Iterable[str | os.PathLike], directory: str | os.PathLike, freeze: bool = False
+) -> Iterator[Ported]:
+    """Port a list of checkpoints into a folder tree that mirrors TensorFlow Hub's.
+
+    A hub handle gives the module of that handle, in the folder of that name. A collection gives all its
+    members. Any other name or file gives a classifier and a feature extractor: where there were handles
+    of them in their folders and with their input range, else in `<name>/classifier/1` and
+    `<name>/features/1`, for inputs in [-1, 1]. All names are looked up before the first is written.
+
+    Args:
+        sources: as for `bitlib.load`, and names of collections.
+        directory: the root of the tree; `hub.load(f"{directory}/{handle}")` is what `hub.load(handle)` was.
+        freeze: as for `export`.
+
+    Yields:
+        What was written, one by one, each checked as by `port`.
+
+    Raises:
+        ValueError: a name is unknown.
+        CheckpointError: as `port`; what was written before stays.
+    """
+    wanted = [one for source in sources for one in _targets(source)]
+    return (_port(source, Path(directory) / folder, freeze, *how) for source, folder, *how in wanted)
+
+
+def _targets(source) -> list[tuple]:
+    """Source, folder, head and input range of everything that `port_all` makes of a source."""
+    if zoo.is_collection(str(source)):
+        return [target for handle in zoo.handles(str(source)) for target in _targets(handle)]
+    card = zoo.card_of(source)
+    heads = {"logits": "keep", "features": None}
+    if card.handle:
+        return [(source, card.handle, heads[card.output], card.input_range)]
+    targets = []
+    for output, plain in (("logits", f"{card.name}/classifier/1"), ("features", f"{card.name}/features/1")):
+        folder = card.handles.get(output, plain)
+        input_range = zoo.card(folder).input_range if output in card.handles else card.input_range
+        targets.append((source, folder, heads[output], input_range))
+    return targets
+
+
+def _port(source, directory: Path, freeze: bool, head, input_range) -> Ported:
+    model, difference = _checked(source, head)
+    folder = export(model, directory, input_range, freeze)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    output = "features" if model.head is None else "logits"
+    return Ported(zoo.card_of(source).name, folder, output, size, difference)
+
+
+def _checked(source, head) -> tuple[BiT, float]:
+    """A loaded model and its difference from the float64 reference, if that is small enough."""
+    model = checkpoint.load(source, head=head)
+    _, path = model.origin  # resolving again would read the whole file for its hash again
+    # For the largest a small image will do: as many sums, fewer of each.
+    size = 64 if model.count_params() < 300_000_000 else 32
+    with checkpoint.opened(path) as arrays:
+        difference = reference.disagreement(model, arrays, size)
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"{path}: the ported model differs from the NumPy reference by {difference:.1e} of the "
+            f"logits' scale, expected at most {TOLERANCE:.0e}"
+        )
+    return model, difference
+
+
 def port(
     source: str | os.PathLike,
     directory: str | os.PathLike,
     head: str | int | None = "keep",
-    input_range: tuple[float, float] = (-1, 1),
+    input_range: tuple[float, float] | None = None,
     freeze: bool = False,
 ) -> Path:
     """From NumPy arrays to a checked SavedModel: load, compare with the reference, export.
 
     Args:
         source, head: as for `bitlib.load`.
-        directory, input_range, freeze: as for `export`.
+        directory, freeze: as for `export`.
+        input_range: as for `export`; None for that of the old module if `source` is a hub handle, and
+            [-1, 1] else.
 
     Returns:
         The folder of the SavedModel.
@@ -141,13 +232,5 @@ def port(
         CheckpointError: as `bitlib.checkpoint.read`; or the port differs from the float64 reference
             by more than `TOLERANCE`, in which case nothing is written.
     """
-    path = checkpoint.resolve(source)
-    model = checkpoint.load(path, head=head)
-    with checkpoint.opened(path) as arrays:
-        difference = reference.disagreement(model, arrays)
-    if not difference <= TOLERANCE:
-        raise CheckpointError(
-            f"{path}: the ported model differs from the NumPy reference by {difference:.1e} of the "
-            f"logits' scale, expected at most {TOLERANCE:.0e}"
-        )
-    return export(model, directory, input_range, freeze)
+    model, _ = _checked(source, head)
+    return export(model, directory, input_range or zoo.card_of(source).input_range, freeze)

@@ -1,15 +1,19 @@
-"""What exists: one card for every published BiT, and for the small one that ships with this package.
+"""What exists: one card for every published BiT and for the small one that ships with this package, and
+the old TensorFlow Hub handles that lead to them.
 
-A card is data only: which file, which network, which preprocessing. Published weights: Apache-2.0,
-`google-research/big_transfer`. This module imports neither TensorFlow nor NumPy.
+A card is data only: which file, which network, which preprocessing. This module imports neither
+TensorFlow nor NumPy.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import math
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"
@@ -17,6 +21,9 @@ BASE_URL = "https://storage.googleapis.com/bit_models/"
 
 BUNDLED = "BiT-XS-R14x0.5"
 """The model that ships with this package."""
+
+UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""Bottleneck units in each of the four blocks, by the depth a BiT is named after."""
 
 ARCHITECTURES = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 
@@ -58,6 +65,19 @@ TOP1 = {
 """ImageNet top-1 in percent, as published."""
 
 
+SMALL_IMAGE_TASKS = ("cifar100", "eurosat", "svhn", "dsprites-orientation", "dsprites-xpos")
+"""VTAB tasks whose images are smaller than 96×96 pixels; the rule brings these to 128."""
+
+BIT_CITATION = (
+    "A. Kolesnikov, L. Beyer, X. Zhai, J. Puigcerver, J. Yung, S. Gelly, N. Houlsby. "
+    "Big Transfer (BiT): General Visual Representation Learning. ECCV 2020. arXiv 1912.11370"
+)
+DISTILLED_CITATION = (
+    "L. Beyer, X. Zhai, A. Royer, L. Markeeva, R. Anil, A. Kolesnikov. "
+    "Knowledge distillation: A good teacher is patient and consistent. CVPR 2022. arXiv 2106.05237"
+)
+
+
 @dataclass(frozen=True)
 class Card:
     """Everything about one checkpoint that is not in the file itself.
@@ -75,6 +95,11 @@ class Card:
         antialias: whether shrinking averages over the pixels it drops. The published pipelines do not.
         top1: published ImageNet top-1 in percent, as printed; None where none was.
         trained_on: the data the weights have seen.
+        input_range: what the weights expect, [-1, 1] for all of them; of a hub handle, what that
+            module took.
+        output: `logits`, or `features` for a hub handle of a feature extractor.
+        handle: the hub handle that this card was asked for by, if it was.
+        licence: of the weights, as an SPDX identifier.
     """
 
     name: str
@@ -88,11 +113,72 @@ class Card:
     activation: str = "softmax"
     antialias: bool = False
     top1: str | None = None
+    input_range: tuple[int, int] = (-1, 1)
+    output: str = "logits"
+    handle: str | None = None
+    licence: str = "Apache-2.0"
 
     @property
     def url(self) -> str | None:
         """The published address; None for the bundled model."""
         return None if self.name == BUNDLED else BASE_URL + self.file
+
+    @property
+    def citation(self) -> str:
+        """The paper to cite."""
+        return DISTILLED_CITATION if self.file.startswith("distill/") else BIT_CITATION
+
+    @property
+    def parameters(self) -> int | None:
+        """Weights, the head's among them; None where only the file tells."""
+        shapes = self._shapes()
+        return shapes and sum(map(math.prod, shapes.values()))
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the published file, computed from its arrays; None where only the file tells."""
+        if self.name == BUNDLED:
+            from bitlib._files import bundled
+
+            return bundled(self.file).stat().st_size
+        shapes = self._shapes()
+        return shapes and _size_of_npz(shapes, zip64_headers=self.file.startswith("distill/"))
+
+    @property
+    def handles(self) -> dict[str, str]:
+        """The hub handles of this checkpoint: by output, `logits` and `features`, one of each at most."""
+        found: dict[str, str] = {}
+        for handle in _handles():
+            card = _of_handle(handle)
+            if card.name == self.name:
+                found.setdefault(card.output, handle)
+        return found
+
+    def _shapes(self) -> dict | None:
+        if self.num_classes is None:
+            return None
+        from bitlib.checkpoint import Architecture, layout
+
+        depth, width = self.architecture[1:].split("x")
+        return layout(Architecture(UNITS[int(depth)], float(width), self.num_classes))
+
+    def _repr_markdown_(self) -> str:
+        return Table([self])._repr_markdown_()
+
+
+def _size_of_npz(shapes: dict, zip64_headers: bool) -> int:
+    """Bytes of an uncompressed `.npz`: a zip of `.npy` files with headers of 128 bytes, sorted by name.
+
+    Newer NumPy adds 20 bytes to each local header; an entry that begins beyond 2 GiB takes 12 more in
+    the directory, and the directory of such an archive 76.
+    """
+    position = directory = 0
+    limit = 2**31 - 1
+    for name, shape in sorted(shapes.items()):
+        name_length = len(name) + len(".npy")
+        directory += 46 + name_length + (12 if position > limit else 0)
+        position += 30 + name_length + (20 if zip64_headers else 0) + 128 + 4 * math.prod(shape)
+    return position + directory + 22 + (76 if position > limit else 0)
 
 
 def _published():
@@ -141,7 +227,9 @@ def _published():
             for task in VTAB_TASKS:
                 name = f"BiT-M-{architecture}-run{run}-{task}"
                 trained_on = f"ImageNet-21k, then {task} (VTAB-1k)"
-                yield Card(name, f"vtab/{name}.npz", architecture, None, None, trained_on, 384)
+                resolution = 480 if architecture == "R152x4" else 384  # the paper's, as its runs are
+                resolution = 128 if task in SMALL_IMAGE_TASKS else resolution
+                yield Card(name, f"vtab/{name}.npz", architecture, None, None, trained_on, resolution)
 
 
 @functools.cache
@@ -149,31 +237,133 @@ def _cards() -> dict[str, Card]:
     return {card.name: card for card in _published()}
 
 
+COLLECTIONS = {
+    "google/collections/bit": ("google/bit/",),
+    "sayakpaul/collections/bit-resnet": ("sayakpaul/",),
+}
+"""Collections of the hub, and how the handles of their members begin."""
+
+_DISTILLATION = {
+    "bit_resnet152x2": "R152x2_T",
+    "bit_r152x2": "R152x2_T",
+    "distill_bit_resnet50x1": "R50x1",
+    "distill_bit_r50x1": "R50x1",
+}
+
+
+@functools.cache
+def _handles() -> tuple[str, ...]:
+    """Every handle of the hub that led to a BiT, in one spelling."""
+    found = []
+    for family in "sm":
+        for architecture in ("r50x1", "r50x3", "r101x1", "r101x3", "r152x4"):
+            model = f"google/bit/{family}-{architecture}"
+            found += [f"{model}/1", f"{model}/ilsvrc2012_classification/1"]
+            found += [f"{model}/imagenet21k_classification/1"] if family == "m" else []
+    for size in (224, 384):
+        found.append(f"sayakpaul/bit_resnet152x2_{size}_classification/1")
+        found.append(f"sayakpaul/bit_r152x2_{size}_feature_extraction/1")
+    for size in (224, 160):
+        found.append(f"sayakpaul/distill_bit_resnet50x1_{size}_classification/1")
+        found.append(f"sayakpaul/distill_bit_r50x1_{size}_feature_extraction/1")
+    return tuple(found)
+
+
+def _of_handle(handle: str) -> Card:
+    """The card of one of `_handles()`."""
+    owner, *path, _version = handle.split("/")
+    if owner == "google":
+        family, architecture = path[1].split("-")
+        name = f"BiT-{family.upper()}-{architecture.upper().replace('X', 'x')}"
+        if family == "m" and path[2:] == ["ilsvrc2012_classification"]:
+            name += "-ILSVRC2012"
+        output, input_range = "logits" if path[2:] else "features", (0, 1)
+    else:
+        model, size, kind = re.fullmatch(r"(\w+x\d)_(\d+)_(\w+)", path[0]).groups()
+        name = f"{_DISTILLATION[model]}_{size}"
+        output, input_range = "features" if kind == "feature_extraction" else "logits", (-1, 1)
+    return replace(_cards()[name], handle=handle, output=output, input_range=input_range)
+
+
 def names() -> list[str]:
-    """Every name that `card` and `bitlib.load` understand, the bundled model first."""
+    """Every name of a checkpoint that `card` and `bitlib.load` understand, the bundled model first."""
     return list(_cards())
+
+
+def handles(collection: str | None = None) -> list[str]:
+    """Every hub handle that `card` and `bitlib.load` understand.
+
+    Args:
+        collection: `google/collections/bit` or `sayakpaul/collections/bit-resnet`, with version and host
+            or without, for the members of that collection only.
+
+    Raises:
+        ValueError: there is no such collection.
+    """
+    if collection is None:
+        return list(_handles())
+    prefix = COLLECTIONS.get(_unversioned(collection))
+    if prefix is None:
+        known = ", ".join(COLLECTIONS)
+        raise ValueError(f"collection: expected one of {known}, received {collection!r}")
+    return [handle for handle in _handles() if handle.startswith(prefix)]
+
+
+def is_collection(name: str) -> bool:
+    """Whether a name is that of a collection of the hub."""
+    return _unversioned(name) in COLLECTIONS
+
+
+def _bare(name: str) -> str:
+    """A handle in lower case, without scheme, host and query."""
+    name = re.sub(
+        r"^(https?:)?/*((www\.)?tfhub\.dev|hub\.tensorflow\.google\.cn)/", "", str(name).strip().lower()
+    )
+    return name.partition("?")[0].strip("/")
+
+
+def _unversioned(name: str) -> str:
+    """As `_bare`, and without the version at its end."""
+    return re.sub(r"/\d+$", "", _bare(name))
 
 
 def card(name: str) -> Card:
     """The card of a model.
 
     Args:
-        name: as in `names()`, in any case, with or without folder and `.npz`.
+        name: as in `names()`, in any case, with or without folder, address and `.npz`; the paper's short
+            name (`M-R50x1`); or a handle of TensorFlow Hub, with or without host and version. Of a
+            handle the card tells the input range and the output which that module had.
 
     Raises:
-        ValueError: no such model; the message lists the nearest names.
+        ValueError: no such model; the message lists the nearest names, or the members of a collection.
     """
-    wanted = Path(str(name)).name.removesuffix(".npz").lower()
-    by_lower_case = {known.lower(): found for known, found in _cards().items()}
-    if wanted in by_lower_case:
-        return by_lower_case[wanted]
-    near = difflib.get_close_matches(wanted, by_lower_case, n=3, cutoff=0.5)
-    hint = ", ".join(by_lower_case[n].name for n in near) or "bitlib.zoo.names() lists them all"
+    bare = _bare(name)
+    unversioned = _unversioned(name)
+    by_handle = {handle.rpartition("/")[0]: handle for handle in _handles()}
+    handle = by_handle.get(
+        re.sub(r"(?<=distill_bit_)r50x1(_\d+_classification)", r"resnet50x1\1", unversioned)
+    )
+    if handle:
+        return replace(_of_handle(handle), handle=f"{unversioned}/1")
+    if unversioned in COLLECTIONS:
+        members = ", ".join(handles(unversioned))
+        raise ValueError(f"name: {name!r} is a collection; choose one of its members: {members}")
+    wanted = bare.rpartition("/")[2].removesuffix(".npz")
+    by_name = {known.lower(): found for known, found in _cards().items()}
+    for known, found in list(by_name.items()):
+        by_name.setdefault(known.removeprefix("bit-"), found)
+    if wanted in by_name and not bare.startswith(("google/bit/", "sayakpaul/")):
+        return by_name[wanted]
+    spelled = {known: found.name for known, found in by_name.items()} | {h.lower(): h for h in _handles()}
+    pool = [known for known in spelled if ("/" in known) == bare.startswith(("google/", "sayakpaul/"))]
+    near = difflib.get_close_matches(bare if "/" in pool[0] else wanted, pool, n=5, cutoff=0.5)
+    hint = ", ".join(dict.fromkeys(spelled[n] for n in near)) or "bitlib.zoo.names() lists them all"
     raise ValueError(f"name: no published BiT is called {name!r}; nearest: {hint}")
 
 
 def card_of(source: str | os.PathLike) -> Card:
-    """The card of a model's name or of a checkpoint file, published or one's own.
+    """The card of a model's name or handle, or of a checkpoint file, published or one's own.
 
     A file that is called like a published model gets that model's card. Any other gets a plain one:
     no class list, images resized straight to 224 pixels.
@@ -182,9 +372,60 @@ def card_of(source: str | os.PathLike) -> Card:
         ValueError: neither a file nor the name of a published BiT.
     """
     try:
-        return card(source)
+        return card(str(source))
     except ValueError:
         path = Path(source)
         if path.suffix != ".npz" and not path.is_file():
             raise
         return Card(path.stem, path.name, "as in the file", None, None, "unknown data", 224, antialias=True)
+
+
+class Table(list):
+    """Cards, shown as a table: as Markdown on a page, as lines in a terminal."""
+
+    HEADER = ("name", "trained on", "classes", "pixels", "top-1 %", "parameters", "file", "hub handles")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """What each row shows."""
+
+        def row(card: Card):
+            million = "as in the file" if card.parameters is None else f"{card.parameters / 1e6:,.1f} M"
+            size = "as in the file" if card.size is None else f"{card.size / 1e6:,.0f} MB"
+            pixels = f"{card.short_side} → {card.resolution}" if card.short_side else str(card.resolution)
+            classes = "per task" if card.num_classes is None else f"{card.num_classes:,}"
+            handles = ", ".join(card.handles.values())
+            return card.name, card.trained_on, classes, pixels, card.top1 or "", million, size, handles
+
+        return [row(card) for card in self]
+
+    def _repr_markdown_(self) -> str:
+        lines = [self.HEADER, ("---",) * len(self.HEADER), *self.rows()]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def __str__(self) -> str:
+        rows = [self.HEADER[:-1], *(row[:-1] for row in self.rows())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+    __repr__ = __str__
+
+
+def table(*words: str) -> Table:
+    """The cards whose name, network, data or handles hold all of the words, in any case.
+
+    The 285 fine-tuned on VTAB are told one by one only to whom asks for them (`table("vtab", "svhn")`).
+
+    Args:
+        words: `R50x1`, `distill`, `ImageNet-21k`, `384`, …; none for all.
+    """
+
+    def told(card: Card) -> str:
+        return " ".join(map(str, (card.name, card.file, card.architecture, card.trained_on, card.labels,
+                                  card.resolution, *card.handles.values()))).lower()  # fmt: skip
+
+    tasks = {word.lower() for word in words} & {"vtab", *VTAB_TASKS}
+    pool: Iterable[Card] = (c for c in _cards().values() if tasks or not c.file.startswith("vtab/"))
+    return Table(card for card in pool if all(word.lower() in told(card) for word in words))

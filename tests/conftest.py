@@ -35,3 +35,30 @@ def small_npz(tmp_path, small_arrays):
 @pytest.fixture
 def images():
     return np.random.default_rng(3).uniform(-1, 1, (2, 40, 56, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory):
+    """A data set prepared as TFDS prepares them: 12 pictures of 3 classes, and 5 for testing."""
+    import tensorflow_datasets as tfds
+
+    class Trees(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
+            label = tfds.features.ClassLabel(names=["ash", "birch", "cedar"])
+            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            return self.dataset_info_from_configs(features=features, supervised_keys=("image", "label"))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(12), "test": self._generate_examples(5)}
+
+        def _generate_examples(self, count):
+            rng = np.random.default_rng(count)
+            for index in range(count):
+                yield index, {"image": rng.integers(0, 256, (30, 40, 3), np.uint8), "label": index % 3}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    Trees(data_dir=folder).download_and_prepare()
+    return folder

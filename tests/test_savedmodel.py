@@ -1,7 +1,10 @@
 """One conformance test for each consumer of what we export, and for how it is written."""
 
+import hashlib
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import keras
@@ -12,8 +15,9 @@ import tensorflow_hub as hub
 import tf_keras
 
 import bitlib
-from bitlib import savedmodel
+from bitlib import savedmodel, zoo
 from bitlib.checkpoint import CheckpointError
+from bitlib.model import BiT
 
 
 @pytest.fixture(scope="module")
@@ -211,11 +215,7 @@ class TestPort:
         close(hub.load(str(folder))((images + 1) / 2), bitlib.load(small_npz, head=None)(images).numpy())
 
     def test_what_disagrees_with_the_reference_is_not_written(self, tmp_path, small_npz, monkeypatch):
-        monkeypatch.setattr(
-            savedmodel.BiT,
-            "_forward",
-            lambda self, x: {"features": tf.ones((1, 1024)), "logits": tf.ones((1, 11))},
-        )
+        monkeypatch.setattr(savedmodel.BiT, "pool", lambda self, x: tf.ones((1, 1, 1, 1024)))
         with pytest.raises(CheckpointError, match="differs from the NumPy reference"):
             bitlib.port(small_npz, tmp_path / "m")
         assert not (tmp_path / "m").exists()
@@ -225,3 +225,120 @@ class TestPort:
         with pytest.raises(CheckpointError):
             bitlib.port(small_npz, tmp_path / "m")
         assert not (tmp_path / "m").exists()
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch, small_npz):
+    """A mirror that has small networks under published names."""
+    folder = tmp_path / "published"
+    for name in (
+        "BiT-M-R50x1",
+        "BiT-M-R50x1-ILSVRC2012",
+        "R50x1_224",
+        "R50x1_160",
+        "R152x2_T_224",
+        "R152x2_T_384",
+    ):
+        file = folder / zoo.card(name).file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(small_npz.read_bytes())
+    monkeypatch.setenv("BITLIB_MIRROR", str(folder))
+    monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+class TestHandles:
+    def test_a_feature_handle_loads_features(self, published, images):
+        features = bitlib.load("google/bit/m-r50x1/1")
+        np.testing.assert_array_equal(features(images), bitlib.load("BiT-M-R50x1", head=None)(images))
+        assert bitlib.load("google/bit/m-r50x1/imagenet21k_classification/1")(images).shape == (2, 11)
+        assert bitlib.load("google/bit/m-r50x1/1", head=5)(images).shape == (2, 5)
+
+    @pytest.mark.parametrize(
+        ("handle", "kept"),
+        [("google/bit/m-r50x1/1", (0, 1)), ("sayakpaul/bit_resnet152x2_384_classification/1", (-1, 1))],
+    )
+    def test_a_ported_handle_takes_what_the_module_took(self, published, images, tmp_path, handle, kept):
+        folder = bitlib.port("https://tfhub.dev/" + handle, tmp_path / handle)
+        fed = images if kept == (-1, 1) else (images + 1) / 2
+        expected = bitlib.load(handle)(images)
+        np.testing.assert_allclose(hub.KerasLayer(str(folder))(fed), expected, rtol=1e-4, atol=1e-4)
+
+    def test_a_collection_becomes_a_tree_like_the_hubs(self, published, tmp_path):
+        ported = list(savedmodel.port_all(["sayakpaul/collections/bit-resnet/1"], tmp_path / "hub"))
+        folders = {one.folder.relative_to(tmp_path / "hub").as_posix() for one in ported}
+        assert folders == set(zoo.handles("sayakpaul/collections/bit-resnet"))
+        assert len(folders) == 8
+        for one in ported:
+            assert one.difference < 1e-4
+            assert one.size == sum(file.stat().st_size for file in one.folder.rglob("*") if file.is_file())
+            assert one.output in hub.load(str(one.folder)).signatures["serving_default"].structured_outputs
+
+    def test_names_files_and_handles_in_one_list(self, published, small_npz, tmp_path, images):
+        sources = ["BiT-M-R50x1", small_npz, "google/bit/m-r50x1/ilsvrc2012_classification/1", "R50x1_160"]
+        ported = list(savedmodel.port_all(sources, tmp_path / "hub"))
+        assert [one.folder.relative_to(tmp_path / "hub").as_posix() for one in ported] == [
+            "google/bit/m-r50x1/imagenet21k_classification/1",
+            "google/bit/m-r50x1/1",
+            "small/classifier/1",
+            "small/features/1",
+            "google/bit/m-r50x1/ilsvrc2012_classification/1",
+            "sayakpaul/distill_bit_resnet50x1_160_classification/1",
+            "sayakpaul/distill_bit_r50x1_160_feature_extraction/1",
+        ]
+        logits = hub.load(str(ported[0].folder))((images + 1) / 2)
+        np.testing.assert_allclose(logits, bitlib.load(small_npz)(images), rtol=1e-4, atol=1e-4)
+
+    def test_a_wrong_name_is_found_before_anything_is_written(self, published, tmp_path):
+        with pytest.raises(ValueError, match="no published BiT is called 'R50x1_161'"):
+            savedmodel.port_all(["R50x1_160", "R50x1_161"], tmp_path / "hub")
+        assert not (tmp_path / "hub").exists()
+
+
+class TestModelCard:
+    def card(self, folder):
+        return (folder / "README.md").read_text("utf-8")
+
+    def test_of_a_published_model(self, published, small_npz, tmp_path):
+        told = self.card(bitlib.port("google/bit/m-r50x1/imagenet21k_classification/1", tmp_path / "x"))
+        digest = hashlib.sha256(small_npz.read_bytes()).hexdigest()
+        for part in (
+            "# BiT-M-R50x1\n",
+            f"`BiT-M-R50x1.npz`, SHA-256 `{digest}`, published at https://storage.googleapis.com/bit_models/",
+            "in [0, 1]; height and width at least 32",
+            "`logits`, float32 `[N, 11]`",
+            "480×480 pixels, whatever the shape (bilinear, not antialiased)",
+            "Apache-2.0",
+            "arXiv 1912.11370",
+            "hub.KerasLayer(folder, trainable=True)",
+        ):
+            assert part in told
+
+    def test_of_features_of_a_file_of_ones_own(self, small_npz, tmp_path):
+        told = self.card(bitlib.port(small_npz, tmp_path / "x", head=None))
+        assert "`features`, float32 `[N, 1024]`.\n" in told
+        assert "published at" not in told
+        assert "that of the images it was trained on" in told
+
+    def test_of_a_tuned_and_of_a_frozen_model(self, small_npz, tmp_path):
+        model = bitlib.load(small_npz)
+        model.tuned = True
+        told = self.card(bitlib.export(model, tmp_path / "x", freeze=True))
+        assert "fine-tuned since" in told
+        assert "for inference only" in told
+        assert "trainable=True" not in told
+
+    def test_of_a_model_made_from_nothing(self, tmp_path):
+        told = self.card(bitlib.export(BiT((1, 1, 1, 1), 0.5, 3), tmp_path / "x"))
+        assert "made here, not loaded from a file" in told
+
+    def test_its_code_runs(self, small_npz, tmp_path, images):
+        """Every way of loading that the card names, as it is written there."""
+        folder = str(bitlib.port(small_npz, tmp_path / "x"))
+        blocks = re.findall(r"(?:^    .+\n)+", self.card(Path(folder)), re.M)
+        assert len(blocks) == 3
+        expected = bitlib.load(small_npz)(images).numpy()
+        for block in blocks:
+            names = {"folder": folder, "images": images, "hub": hub, "keras": keras, "tf": tf}
+            exec(textwrap.dedent(block), names)
+            np.testing.assert_allclose(names["logits"], expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import pytest
 
@@ -59,3 +60,153 @@ def test_cards_are_constants():
 def test_the_bundled_card_tells_the_truth():
     units, width, classes = checkpoint.infer(checkpoint.shapes(checkpoint.fetch(zoo.BUNDLED)))
     assert (units, width, classes) == (UNITS[14], 0.5, zoo.card(zoo.BUNDLED).num_classes)
+
+
+SIZES = {
+    "BiT-M-R50x1-ILSVRC2012": 102242668,
+    "BiT-M-R101x1-ILSVRC2012": 178256468,
+    "BiT-M-R50x3-ILSVRC2012": 869321580,
+    "BiT-M-R101x3-ILSVRC2012": 1551830100,
+    "BiT-M-R152x2-ILSVRC2012": 945476668,
+    "BiT-M-R152x4-ILSVRC2012": 3746270104,
+    "R152x2_T_384": 945485848,
+}
+"""Bytes of the published files, read off their listings."""
+
+PARAMETERS = {
+    "R50x1": (25549352, 68256659),
+    "R101x1": (44541480, 87248787),
+    "R50x3": (217319080, 345399315),
+    "R101x3": (387934888, 516015123),
+    "R152x2": (236335208, 321728979),
+    "R152x4": (936533224, 1107299923),
+}
+"""With a head of 1000 classes, and of 21843."""
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES.items())
+def test_sizes_are_those_of_the_published_files(name, size):
+    assert zoo.card(name).size == size
+
+
+@pytest.mark.parametrize(("architecture", "counts"), PARAMETERS.items())
+def test_parameters(architecture, counts):
+    small, large = counts
+    assert zoo.card(f"BiT-S-{architecture}").parameters == small
+    assert zoo.card(f"BiT-M-{architecture}-ILSVRC2012").parameters == small
+    assert zoo.card(f"BiT-M-{architecture}").parameters == large
+
+
+def test_the_bundled_file_is_as_large_as_told():
+    card = zoo.card(zoo.BUNDLED)
+    assert card.size == checkpoint.fetch(zoo.BUNDLED).stat().st_size
+    assert card.parameters == 3_032_328
+
+
+def test_units_are_those_of_the_model():
+    assert zoo.UNITS == UNITS
+
+
+def expected_handles():
+    """Every handle of the table of published modules, spelled out: handle, checkpoint, output, range."""
+    for family, architecture in itertools.product("sm", ("r50x1", "r50x3", "r101x1", "r101x3", "r152x4")):
+        handle, name = f"google/bit/{family}-{architecture}", f"BiT-{family.upper()}-R{architecture[1:]}"
+        yield f"{handle}/1", name, "features", (0, 1)
+        tuned = name + ("-ILSVRC2012" if family == "m" else "")
+        yield f"{handle}/ilsvrc2012_classification/1", tuned, "logits", (0, 1)
+        if family == "m":
+            yield f"{handle}/imagenet21k_classification/1", name, "logits", (0, 1)
+    for size in (224, 384):
+        name = f"R152x2_T_{size}"
+        yield f"sayakpaul/bit_resnet152x2_{size}_classification/1", name, "logits", (-1, 1)
+        yield f"sayakpaul/bit_r152x2_{size}_feature_extraction/1", name, "features", (-1, 1)
+    for size in (224, 160):
+        for spelling in ("resnet50x1", "r50x1"):
+            handle = f"sayakpaul/distill_bit_{spelling}_{size}_classification/1"
+            yield handle, f"R50x1_{size}", "logits", (-1, 1)
+        yield f"sayakpaul/distill_bit_r50x1_{size}_feature_extraction/1", f"R50x1_{size}", "features", (-1, 1)
+
+
+@pytest.mark.parametrize(
+    "form", ["{}", "https://tfhub.dev/{}", "http://tfhub.dev/{}?tf-hub-format=compressed"]
+)
+@pytest.mark.parametrize(("handle", "name", "output", "input_range"), list(expected_handles()))
+def test_hub_handles(form, handle, name, output, input_range):
+    card = zoo.card(form.format(handle))
+    assert (card.name, card.output, card.input_range, card.handle) == (name, output, input_range, handle)
+    assert zoo.card(handle.removesuffix("/1")) == card
+
+
+def test_collections_list_their_members():
+    assert len(zoo.handles("https://tfhub.dev/sayakpaul/collections/bit-resnet/1")) == 8
+    assert len(zoo.handles("google/collections/bit")) == 25
+    assert len(zoo.handles()) == 33
+    with pytest.raises(
+        ValueError, match="is a collection; choose one of its members: .*bit_r152x2_384_feature"
+    ):
+        zoo.card("sayakpaul/collections/bit-resnet/1")
+    with pytest.raises(ValueError, match="^collection: expected one of google/collections/bit, sayak"):
+        zoo.handles("google/collections/bert")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("google/bit/m-r50x2/1", "google/bit/m-r50x1/1"),
+        (
+            "sayakpaul/distill_bit_r50x1_256_classification/1",
+            "sayakpaul/distill_bit_resnet50x1_224_classification/1",
+        ),
+        (
+            "https://tfhub.dev/google/bit/m-r50x1/ilsvrc2012/1",
+            "google/bit/m-r50x1/ilsvrc2012_classification/1",
+        ),
+        ("BiT-M-R50-x1", "BiT-M-R50x1"),
+        ("R50x1_244", "R50x1_224"),
+    ],
+)
+def test_wrong_names_get_the_nearest(wrong, nearest):
+    with pytest.raises(ValueError, match=f"nearest: .*{nearest}"):
+        zoo.card(wrong)
+
+
+def test_names_of_the_paper():
+    assert zoo.card("M-R101x3").name == "BiT-M-R101x3"
+    assert zoo.card("https://storage.googleapis.com/bit_models/distill/R50x1_224.npz").name == "R50x1_224"
+
+
+class TestTable:
+    def test_words_narrow_it_down(self):
+        assert len(zoo.table()) == 1 + 6 + 6 + 6 + 2 + 2 + 4
+        assert {card.architecture for card in zoo.table("R50x1")} == {"R50x1"}
+        assert [card.name for card in zoo.table("sayakpaul", "160")] == ["R50x1_160"]
+        assert len(zoo.table("vtab")) == 285
+        assert len(zoo.table("svhn", "R152x4")) == 3
+        assert zoo.table("nothing of the kind") == []
+
+    def test_as_text_and_as_markdown(self):
+        told = str(zoo.table("M", "R152x4"))
+        assert "BiT-M-R152x4-ILSVRC2012" in told
+        assert "84.9–85.4" in told
+        assert "936.5 M" in told
+        assert "3,746 MB" in told
+        page = zoo.table("R50x1_224")._repr_markdown_()
+        assert "`" not in page
+        assert "sayakpaul/distill_bit_r50x1_224_feature_extraction/1" in page
+
+    def test_what_only_the_file_tells(self):
+        card = zoo.card("R152x2_T_pet128")
+        assert (card.parameters, card.size) == (None, None)
+        assert "as in the file" in str(zoo.table("pet128"))
+
+
+def test_licence_and_citation():
+    assert {zoo.card(name).licence for name in zoo.names()} == {"Apache-2.0"}
+    assert "1912.11370" in zoo.card("BiT-S-R50x1").citation
+    assert "2106.05237" in zoo.card("R50x1_160").citation
+
+
+def test_vtab_resolution_follows_the_rule():
+    assert zoo.card("BiT-M-R50x1-run0-svhn").resolution == 128
+    assert zoo.card("BiT-M-R50x1-run0-sun397").resolution == 384
+    assert zoo.card("BiT-M-R152x4-run0-sun397").resolution == 480

@@ -1,0 +1,98 @@
+"""What is written beside an exported model: what it is, where it came from, how to feed and load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitlib import zoo
+from bitlib.download import sha256
+
+CARD = """# {title}
+
+{what}
+
+- **Weights:** {weights}
+- **Input:** `inputs`, float32 `[N, height, width, 3]`, RGB in {range}; height and width at least 32.
+- **Output:** `{output}`, float32 `[N, {size}]`{meaning}.
+- **Preprocessing:** {preprocessing}
+- **Licence:** {licence}
+- **Please cite:** {citation}
+
+## How to load it
+
+`folder` is the one that this file lies in.
+
+TensorFlow alone:
+
+    model = tf.saved_model.load(folder)
+    {output} = model(images)
+
+TensorFlow Hub{hub}:
+
+    layer = hub.KerasLayer(folder{trainable})         # of tf_keras
+    {output} = layer(images)
+
+Keras 3, for inference:
+
+    layer = keras.layers.TFSMLayer(folder, call_endpoint="serving_default")
+    {output} = layer(images)["{output}"]
+"""
+
+
+def text(model, input_range: tuple[float, float], frozen: bool) -> str:
+    """The card of a `bitlib.model.BiT` that is exported for inputs in `input_range`, as Markdown."""
+    card = None
+    weights = "made here, not loaded from a file"
+    if model.origin:
+        source, file = model.origin
+        card = zoo.card_of(source)
+        path = Path(file)
+        digest = f", SHA-256 `{sha256(path)}`" if path.is_file() else ""
+        weights = f"`{path.name}`{digest}" + (
+            f", published at {card.url}" if _published(card) and card.url else ""
+        )
+    known = card is not None and _published(card)
+    if model.tuned:
+        weights += ", fine-tuned since"
+    output = "features" if model.head is None else "logits"
+    own_head = known and not model.tuned and model.num_classes == card.num_classes
+    return CARD.format(
+        title=card.name if card else "A BiT-ResNet",
+        what=(
+            f"A BiT-ResNet of {'-'.join(map(str, model.units))} units and width {model.width:g}, "
+            f"{model.count_params():,} parameters"
+            + (f", trained on {card.trained_on}" if known else "")
+            + ("; for inference only, its weights are constants" if frozen else "")
+            + "."
+        ),
+        weights=weights + ".",
+        range="[-1, 1]" if tuple(input_range) == (-1, 1) else "[0, 1]",
+        output=output,
+        size=model.num_features if model.head is None else model.num_classes,
+        meaning=_meaning(card) if output == "logits" and own_head else "",
+        preprocessing=_preprocessing(card) if known else "that of the images it was trained on.",
+        licence=f"{card.licence}." if known else "that of its weights.",
+        citation=card.citation if known else zoo.BIT_CITATION,
+        hub="" if frozen else ", to train it further with `trainable=True`",
+        trainable="" if frozen else ", trainable=True",
+    )
+
+
+def _published(card: zoo.Card) -> bool:
+    return card.name in zoo.names()
+
+
+def _meaning(card: zoo.Card) -> str:
+    lists = {"ilsvrc2012": "the 1000 classes of ILSVRC-2012", "imagenet21k": "the 21843 of ImageNet-21k"}
+    of = lists.get(card.labels, f"the classes of {card.labels}") if card.labels else "classes"
+    rest = "; a sigmoid, not a softmax, turns them into probabilities" if card.activation == "sigmoid" else ""
+    return f", of {of}{rest}"
+
+
+def _preprocessing(card: zoo.Card) -> str:
+    size = card.resolution
+    smooth = "antialiased" if card.antialias else "not antialiased"
+    if card.short_side:
+        first = f"resize the short side to {card.short_side} pixels (bilinear, {smooth})"
+        return f"{first}, cut out the central {size}×{size}."
+    return f"resize straight to {size}×{size} pixels, whatever the shape (bilinear, {smooth})."
