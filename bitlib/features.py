@@ -101,8 +101,8 @@ def linear_probe(features, labels, regularization: float = 1.0):
 def few_shot(features, labels, shots: int, draws: int = 5, num_test: int = 800, seed: int = 0) -> np.ndarray:
     """Accuracy of linear probes that saw only a few examples of each class.
 
-    Each draw sets `num_test` examples aside at random, takes `shots` of each class out of the rest,
-    fits a probe on these, and scores it on those set aside.
+    For each draw (`bitlib.datasets.draw`) a probe is fitted on `shots` examples of each class, and scored
+    on `num_test` others.
 
     Args:
         features: float `[N, C]`.
@@ -117,16 +117,12 @@ def few_shot(features, labels, shots: int, draws: int = 5, num_test: int = 800, 
     Raises:
         ValueError: a class has fewer than `shots` examples left.
     """
+    from bitlib.datasets import draw
+
     features, labels = np.asarray(features), np.asarray(labels)
     scores = []
-    for draw in range(seed, seed + draws):
-        order = np.random.default_rng(draw).permutation(len(labels))
-        test, rest = order[:num_test], order[num_test:]
-        of_class = {label: rest[labels[rest] == label] for label in np.unique(labels)}
-        for label, found in of_class.items():
-            if len(found) < shots:
-                raise ValueError(f"shots: class {label} has {len(found)} examples left, {shots} are wanted")
-        train = np.concatenate([found[:shots] for found in of_class.values()])
+    for each in range(seed, seed + draws):
+        train, test = draw(labels, shots, num_test, each)
         scores.append(linear_probe(features[train], labels[train]).score(features[test], labels[test]))
     return np.array(scores)
 

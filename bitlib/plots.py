@@ -9,10 +9,16 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+if TYPE_CHECKING:
+    from bitlib.finetune import History
+    from bitlib.hyperrule import Plan
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#999999"
 
@@ -401,7 +407,9 @@ def feature_maps(picture, stages: Mapping[str, np.ndarray], count: int = 6) -> F
     return fig
 
 
-def bars(names: Sequence[str], values: Sequence[float], title: str, y_name: str) -> Figure:
+def bars(
+    names: Sequence[str], values: Sequence[float], title: str, y_name: str, x_name: str = "stage"
+) -> Figure:
     """Shares in [0, 1] as bars, each with its number."""
     fig, ax = _figure(size=(6, 2.8))
     ax.bar(names, values, color=BLUE)
@@ -409,5 +417,80 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, y_name: str)
         ax.text(place, value, f"{value:.0%}", ha="center", va="bottom", fontsize=8)
     ax.set_ylim(0, 1.1)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _plain(ax, title, "stage", y_name)
+    _plain(ax, title, x_name, y_name)
+    return fig
+
+
+def rates(plans: Mapping[str, Mapping[str, Plan]]) -> Figure:
+    """Learning rates against steps: a panel for each title, a line for each variant in it.
+
+    Args:
+        plans: by title of the panel, then by name of the line.
+    """
+    fig, axes = _figure(1, len(plans), (3.1 * len(plans), 2.9), squeeze=False, sharey=True)
+    styles = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))
+    for ax, (title, variants) in zip(axes.flat, plans.items(), strict=True):
+        for (colour, style), (name, plan) in zip(styles, variants.items(), strict=False):
+            values = [plan.learning_rate(step) for step in range(plan.steps)]
+            ax.plot(values, style, color=colour, label=name, drawstyle="steps-post")
+        ax.set_yscale("log")
+        ax.locator_params(axis="x", nbins=4)
+        _plain(ax, title, "step")
+    axes[0, 0].set_ylabel("learning rate")
+    axes[0, -1].legend(frameon=False, loc="lower left", fontsize=9)
+    return fig
+
+
+def gallery(pictures: Sequence, titles: Sequence[str], columns: int = 8) -> Figure:
+    """Pictures side by side, each with a line or two above it; uint8 or float in [-1, 1]."""
+    columns = min(columns, max(1, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    lines = max([title.count("\n") + 1 for title in titles], default=1)
+    width = max(1.3, 8 / columns)
+    fig, axes = _grid(rows, columns, (width * columns, rows * (1.2 + 0.17 * lines)))
+    for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
+        _picture(ax, picture, title, 8)
+    return fig
+
+
+def learning_curves(histories: Mapping[str, History], boundaries: Sequence[int] = ()) -> Figure:
+    """Loss of the training batches, and accuracy on the pictures set aside, against steps.
+
+    Args:
+        histories: by title, as `bitlib.finetune.fit` returns them, validated now and then.
+        boundaries: steps to mark, those at which the rate falls.
+    """
+    fig, (left, right) = _figure(1, 2, (9, 3.2))
+    styles = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (PURPLE, "-."))
+    for (colour, style), (title, history) in zip(styles, histories.items(), strict=False):
+        left.plot(history.loss, style, color=colour, label=title)
+        right.plot(history.validated, history.validation_accuracy, style, marker="o", ms=3, color=colour)
+    for ax in (left, right):
+        for boundary in boundaries:
+            ax.axvline(boundary, color=GREY, lw=0.8, ls=":")
+    left.set_yscale("log")
+    left.legend(frameon=False, fontsize=8)
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _plain(left, "Loss while training", "step", "cross-entropy (nats)")
+    _plain(right, "Accuracy on pictures set aside", "step", "accuracy")
+    return fig
+
+
+def scores(values: Mapping[str, Sequence[float]], title: str, x_name: str = "accuracy") -> Figure:
+    """Shares in [0, 1], several for each name: a point each, their mean as a line and a number.
+
+    Args:
+        values: by name, one value for each repetition.
+    """
+    fig, ax = _figure(size=(6.5, 0.7 + 0.5 * len(values)))
+    for row, (_name, found) in enumerate(values.items()):
+        ax.plot(found, [row] * len(found), "o", color=BLUE if row == 0 else ORANGE, alpha=0.5, ms=6)
+        ax.plot([np.mean(found)] * 2, [row - 0.3, row + 0.3], color="black")
+        ax.text(1.02, row, f"{np.mean(found):.1%}", va="center", transform=ax.get_yaxis_transform())
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    ax.locator_params(axis="x", nbins=6)
+    ax.grid(axis="x", color=GREY, alpha=0.3)
+    _plain(ax, title, x_name)
     return fig

@@ -1,3 +1,4 @@
+import sys
 import unicodedata
 
 import numpy as np
@@ -6,7 +7,7 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from bitlib import datasets
+from bitlib import datasets, images
 
 
 def test_no_digit_of_any_script_is_a_class():
@@ -126,6 +127,151 @@ class TestFolder:
             datasets.folder(root)
         with pytest.raises(FileNotFoundError, match="no such folder"):
             datasets.folder(tmp_path / "nowhere")
+
+    def test_unreadable_pictures_are_reported_and_left_out(self, root):
+        (root / "a" / "broken.jpg").write_bytes(b"no picture")
+        whole = (root / "b" / "2.png").read_bytes()
+        (root / "b" / "cut.png").write_bytes(whole[: len(whole) // 2])
+        with pytest.warns(UserWarning, match="2 of 5 pictures cannot be read") as caught:
+            files, labels, _ = datasets.folder(root)
+        assert "broken.jpg: not a picture" in str(caught[0].message)
+        assert "cut.png" in str(caught[0].message)
+        assert [file.name for file in files] == ["1.png", "3.png", "2.png"]
+        assert labels.tolist() == [0, 0, 1]
+        assert len(datasets.folder(root, verify=False)[0]) == 5
+
+    def test_a_folder_without_any_readable_picture(self, tmp_path):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "x.png").write_bytes(b"")
+        with (
+            pytest.warns(UserWarning, match="2 of 2"),
+            pytest.raises(ValueError, match="has no picture that can be read"),
+        ):
+            datasets.folder(tmp_path)
+
+
+class TestDraw:
+    labels = np.repeat([3, 7, 9], [20, 30, 50])
+
+    @pytest.mark.parametrize("num_test", [None, 40])
+    def test_stratified_and_apart(self, num_test):
+        train, test = datasets.draw(self.labels, 5, num_test, seed=2)
+        assert np.bincount(self.labels[train])[[3, 7, 9]].tolist() == [5, 5, 5]
+        assert len(set(train)) == 15
+        assert len(set(test)) == len(test) == (num_test or 85)
+        assert not set(train) & set(test)
+
+    def test_seeds(self):
+        first, again, other = (datasets.draw(self.labels, 5, seed=seed)[0] for seed in (1, 1, 2))
+        np.testing.assert_array_equal(first, again)
+        assert set(first) != set(other)
+
+    def test_fewer_shots_are_a_part_of_more(self):
+        few, many = (datasets.draw(self.labels, shots, 30, seed=4) for shots in (2, 8))
+        assert set(few[0]) < set(many[0])
+        np.testing.assert_array_equal(few[1], many[1])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"shots": 21}, r"^shots: class 3 has 20 examples left, 21 are wanted"),
+            ({"shots": 0}, "^shots: expected at least 1"),
+            ({"shots": 1, "num_test": 100}, "^num_test: expected 1 to 99, received 100"),
+        ],
+    )
+    def test_refusals(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            datasets.draw(self.labels, **arguments)
+
+    def test_nothing_left_to_test_on(self):
+        with pytest.raises(ValueError, match="none is left to test on"):
+            datasets.draw([0, 1, 0, 1], 2)
+
+
+class TestPipeline:
+    @pytest.fixture
+    def pictures(self):
+        return [np.full((20 + n, 30, 3), n * 5, np.uint8) for n in range(25)]
+
+    def test_every_picture_once_with_its_label(self, pictures):
+        for seed in (None, 0, 1):
+            pairs = list(datasets.pipeline(pictures, np.arange(25), seed=seed).as_numpy_iterator())
+            labels = [int(label) for _, label in pairs]
+            assert sorted(labels) == list(range(25))
+            assert (labels == sorted(labels)) == (seed is None)
+            for image, label in pairs:
+                assert image.shape == (20 + label, 30, 3)
+                np.testing.assert_allclose(image, label * 5 / 127.5 - 1, atol=1e-6)
+
+    def test_same_order_each_time(self, pictures):
+        dataset = datasets.pipeline(pictures, np.arange(25), seed=3)
+        orders = [[int(label) for _, label in dataset] for _ in range(2)]
+        assert orders[0] == orders[1]
+
+    def test_files_resized(self, pictures, tmp_path):
+        paths = []
+        for index, picture in enumerate(pictures[:3]):
+            paths.append(tmp_path / f"{index}.png")
+            Image.fromarray(picture).save(paths[-1])
+        dataset = datasets.pipeline(paths, [0, 1, 2], size=16)
+        assert [image.shape for image, _ in dataset] == [(16, 16, 3)] * 3
+        batch = next(iter(dataset.batch(3)))[0]
+        assert batch.shape == (3, 16, 16, 3)
+
+    def test_a_picture_that_cannot_be_read(self, tmp_path):
+        (tmp_path / "bad.png").write_bytes(b"nothing")
+        dataset = datasets.pipeline([tmp_path / "bad.png"], [0])
+        with pytest.raises(tf.errors.InvalidArgumentError, match="bad.png: not a picture"):
+            next(iter(dataset))
+
+    def test_refusals(self, pictures):
+        with pytest.raises(ValueError, match="^labels: expected one for each of 25 pictures, received 2"):
+            datasets.pipeline(pictures, [0, 1])
+        with pytest.raises(ValueError, match="^labels"):
+            datasets.pipeline([], [])
+
+
+class TestTfds:
+    def test_an_offline_copy(self, trees):
+        pictures, labels, names = datasets.tfds("trees", data_dir=trees)
+        assert names == ["ash", "birch", "cedar"]
+        assert sorted(labels) == sorted(np.arange(12) % 3)
+        assert images.read(pictures[0]).shape == (30, 40, 3)
+        assert len({bytes(picture) for picture in pictures}) == 12
+        assert len(datasets.tfds("trees", "test", trees)[0]) == 5
+        assert len(datasets.tfds("trees", "train[:4]", trees)[0]) == 4
+
+    def test_by_any_name(self, trees):
+        pictures, _, names = datasets.labelled("trees", trees)
+        assert len(pictures) == 12
+        assert names[0] == "ash"
+
+    def test_refusals(self, trees, monkeypatch):
+        with pytest.raises(ValueError, match="^name: no data set 'shrubs' in TensorFlow Datasets"):
+            datasets.tfds("shrubs", data_dir=trees)
+        with pytest.raises(ValueError, match="^split: trees has train, test|^split: trees has test, train"):
+            datasets.tfds("trees", "validation", trees)
+        monkeypatch.setenv("BITLIB_OFFLINE", "1")
+        with pytest.raises(ValueError, match="^name: cifar10 is not in .*BITLIB_OFFLINE=1 forbids"):
+            datasets.tfds("cifar10", data_dir=trees)
+        with pytest.raises(ValueError, match="^name: coco/2017 is not of pictures with one class label"):
+            datasets.tfds("coco/2017", data_dir=trees)
+
+    def test_not_installed(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+        with pytest.raises(ImportError, match="pip install tensorflow-datasets"):
+            datasets.tfds("cifar10")
+
+
+def test_labelled_by_name(tmp_path):
+    assert len(datasets.labelled("digits")[0]) == 1797
+    pictures, labels, names = datasets.labelled("glyphs")
+    assert len(names) == 1000
+    assert len(set(labels)) == 1000
+    assert pictures[0].shape == (64, 64)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        datasets.labelled(tmp_path / "nowhere")
 
 
 def test_digits_by_class():

@@ -6,12 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from bitlib import checkpoint, plots
+from bitlib import checkpoint, hyperrule, plots
 from bitlib.checkpoint import Architecture
+from bitlib.finetune import History
 from tests.conftest import SMALL
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+PLAN = hyperrule.plan(100, 64, steps=30)
 TOP = [("LATIN CAPITAL LETTER O", 0.7), ("class, other names", 0.2)]
 
 FIGURES = {
@@ -44,6 +46,13 @@ FIGURES = {
         PICTURE, {"root": RNG.normal(size=(8, 8, 9)), "b": np.ones((1, 1, 3))}
     ),
     "bars": lambda: plots.bars(["root", "block1"], [0.5, 1], "title", "accuracy"),
+    "rates": lambda: plots.rates({"small": {"a": PLAN, "b": PLAN}, "large": {"a": PLAN}}),
+    "gallery": lambda: plots.gallery([PICTURE] * 11, ["two\nlines"] * 11),
+    "empty gallery": lambda: plots.gallery([], []),
+    "learning_curves": lambda: plots.learning_curves(
+        {"a": History([2, 1], [1, 1], [1, 2], [0.2, 0.9], [2, 1]), "b": History([3, 1])}, [1]
+    ),
+    "scores": lambda: plots.scores({"a": [0.97, 0.98], "b": [0.971]}, "title"),
     "curve": lambda: plots.curve([1, 2, 4], [3, 2, 1], "title", "x (pixels)", "y", 2),
 }
 

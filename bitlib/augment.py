@@ -1,0 +1,263 @@
+"""A Plan in TensorFlow: its rates as a Keras schedule; its crops, flips and MixUp as `tf.data`.
+
+Every batch is a pure function of the seed and of the step's number. That is what lets a training that
+was stopped go on as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from bitlib.hyperrule import Plan
+
+KEPT_BYTES = 1 << 30
+"""A dataset whose resized pictures fit into this memory is read once and kept; a larger one is read anew in
+each epoch, and shuffled within this memory."""
+
+
+@keras.saving.register_keras_serializable(package="bitlib")
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Learning rates by table: step `i` has rate `rates[i]`, later steps have the last."""
+
+    def __init__(self, rates: Sequence[float]):
+        self.rates = np.asarray(rates, np.float32)
+
+    def __call__(self, step):
+        """The rate of an optimizer step, a float32 scalar."""
+        return ops.take(self.rates, ops.minimum(ops.cast(step, "int32"), len(self.rates) - 1))
+
+    def get_config(self) -> dict:
+        """What Keras stores of it."""
+        return {"rates": self.rates.tolist()}
+
+
+def _resized(plan: Plan) -> int:
+    """Height and width of a training image before it is cropped, if it is."""
+    return plan.resize if plan.random_crop else plan.crop
+
+
+def training_image(image, plan: Plan, seed):
+    """Resize, cut out at random, mirror at random, as the plan says.
+
+    Args:
+        image: float `[H, W, 3]`.
+        plan: of `bitlib.hyperrule.plan`.
+        seed: int `[2]`; the same seed gives the same crop.
+
+    Returns:
+        float32 `[crop, crop, 3]`.
+    """
+    crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
+    size = _resized(plan)
+    image = tf.image.resize(image, (size, size), "bilinear")
+    if size > plan.crop:
+        image = tf.image.stateless_random_crop(image, (plan.crop, plan.crop, 3), crop_seed)
+    if plan.random_flip:
+        image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+    return image
+
+
+def evaluation_image(image, plan: Plan):
+    """Resize only: float `[H, W, 3]` or `[N, H, W, 3]` -> float32, `crop` high and wide."""
+    return tf.image.resize(image, (plan.crop, plan.crop), "bilinear")
+
+
+def mixup(images, labels, alpha: float, seed):
+    """Blend every example of a batch with another one of it (arXiv 1710.09412, equation 1).
+
+    Partners are drawn at random, the share λ from Beta(α, α), one for the whole batch as in the official
+    code of BiT.
+
+    Args:
+        images: float `[N, H, W, 3]`.
+        labels: float `[N, classes]`, rows that sum to 1.
+        alpha: of the Beta distribution; 0 for no MixUp.
+        seed: int `[2]`.
+
+    Returns:
+        Images and labels of the same shapes.
+    """
+    if alpha == 0:
+        return images, labels
+    share_seed, partner_seed = tf.unstack(tf.random.split(seed, 2))
+    # Beta(α, α) as a ratio of two Gammas; of both so small that they round to 0, neither has a share.
+    one, other = tf.unstack(tf.random.stateless_gamma([2], share_seed, alpha, dtype=tf.float64))
+    share = tf.cast(tf.where(one + other > 0, one / (one + other), 1.0), images.dtype)
+    partners = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(images)[0]), partner_seed)
+
+    def blend(values):
+        return share * values + (1 - share) * tf.gather(values, partners)
+
+    return blend(images), blend(labels)
+
+
+def training_batches(
+    examples, plan: Plan, num_classes: int, seed: int = 0, start: int = 0
+) -> tf.data.Dataset:
+    """The batches of a training, step by step.
+
+    Examples are shuffled anew each time all have been seen; batches run across these epochs, so no
+    example is left out or seen twice in one.
+
+    Args:
+        examples: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]`; or an unbatched, finite
+            `tf.data.Dataset` of such pairs (images may differ in size). One that does not fit into
+            `KEPT_BYTES` is shuffled as far as that allows: let it come shuffled, too.
+        plan: of `bitlib.hyperrule.plan`.
+        num_classes: labels are 0 to `num_classes - 1`.
+        seed: any integer.
+        start: step to begin with.
+
+    Returns:
+        A dataset of images float32 `[batch, crop, crop, 3]` and labels float32 `[batch, num_classes]`.
+
+    Raises:
+        ValueError: shapes or dtypes are others, a label is out of range, there is no example, or a
+            dataset has no end.
+    """
+    base = tf.constant([seed & 0x7FFFFFFF, seed >> 31 & 0x7FFFFFFF], tf.int64)
+
+    def seeded(purpose, number):
+        return tf.random.fold_in(tf.random.fold_in(base, purpose), number)
+
+    def augment(position, example):
+        image, label = example
+        image = training_image(tf.cast(image, tf.float32), plan, seeded(1, position))
+        label = tf.cast(label, tf.int64)
+        known = tf.debugging.Assert((label >= 0) & (label < num_classes), ["label out of range:", label])
+        with tf.control_dependencies([known]):
+            return image, tf.one_hot(label, num_classes)
+
+    def mix(step, batch):
+        return mixup(*batch, plan.mixup_alpha, seeded(2, step))
+
+    position = start * plan.batch_size
+    if isinstance(examples, tf.data.Dataset):
+        _check_dataset(examples, num_classes)
+        kept = _kept(examples, plan)
+    else:
+        kept = tuple(np.asarray(part) for part in examples)
+        _check_examples(*kept, num_classes)
+    shuffled = _stream(examples, position, seeded) if kept is None else _drawn(*kept, position, seeded)
+    return (
+        shuffled.enumerate(position)
+        .map(augment, tf.data.AUTOTUNE, deterministic=True)
+        .batch(plan.batch_size, drop_remainder=True)
+        .enumerate(start)
+        .map(mix)
+        .take(max(0, plan.steps - start))
+        .prefetch(2)
+    )
+
+
+def _drawn(images: np.ndarray, labels: np.ndarray, position: int, seeded) -> tf.data.Dataset:
+    """Examples without end from a position on, each epoch in an order of its own."""
+    count = len(labels)
+    with tf.device("CPU"):
+        images, labels = tf.constant(images), tf.constant(labels)
+
+    def example(position):
+        seed = seeded(0, position // count)
+        index = tf.random.experimental.index_shuffle(position % count, seed, count - 1)
+        return images[index], labels[index]
+
+    return tf.data.Dataset.range(position, np.iinfo(np.int64).max).map(example)
+
+
+def _stream(examples: tf.data.Dataset, position: int, seeded) -> tf.data.Dataset:
+    """As `_drawn`, for a dataset that is too large to keep."""
+    image = next(iter(examples))[0]
+    buffer = max(1, KEPT_BYTES // image.numpy().nbytes)
+    # Only to go on in the middle must the examples be counted; a run from the start needs no number.
+    count = int(examples.reduce(np.int64(0), lambda n, _: n + 1)) if position else 1
+    first, skipped = divmod(position, count)
+
+    def epoch(number):
+        # A global seed, where someone has set one, would mix into the order.
+        tf.compat.v1.set_random_seed(None)
+        seed = tf.random.stateless_uniform((), seeded(0, number), None, None, tf.int64)
+        return examples.shuffle(buffer, seed, reshuffle_each_iteration=False)
+
+    return tf.data.Dataset.range(first, np.iinfo(np.int64).max).flat_map(epoch).skip(skipped)
+
+
+def _kept(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarray] | None:
+    """A dataset as arrays, resized as the plan will resize them; None if they exceed `KEPT_BYTES`."""
+    size = _resized(plan)
+    most = KEPT_BYTES // (size * size * 3 * 4)
+    if int(examples.cardinality()) > most:
+        return None
+
+    def resize(image, label):
+        return tf.image.resize(tf.cast(image, tf.float32), (size, size), "bilinear"), label
+
+    images, labels = [], []
+    for image, label in examples.map(resize, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator():
+        if len(images) == most:
+            return None
+        images.append(image)
+        labels.append(label)
+    return np.stack(images), np.stack(labels)
+
+
+def evaluation_batches(examples, plan: Plan, num_classes: int, batch_size: int = 64) -> tf.data.Dataset:
+    """Every example once, in order, resized only; the last batch holds what is left.
+
+    Args, Raises: as `training_batches`.
+
+    Returns:
+        A dataset of images float32 `[<= batch_size, crop, crop, 3]` and int64 labels.
+    """
+    if isinstance(examples, tf.data.Dataset):
+        _check_dataset(examples, num_classes)
+    else:
+        images, labels = (np.asarray(part) for part in examples)
+        _check_examples(images, labels, num_classes)
+        with tf.device("CPU"):
+            examples = tf.data.Dataset.from_tensor_slices((images, labels))
+
+    def resize(image, label):
+        return evaluation_image(tf.cast(image, tf.float32), plan), tf.cast(label, tf.int64)
+
+    return examples.map(resize, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
+
+
+def _check_dataset(examples: tf.data.Dataset, num_classes: int) -> None:
+    """Look at what the dataset says of itself, and at its first example."""
+    spec = examples.element_spec
+    if not (isinstance(spec, tuple) and len(spec) == 2):
+        raise ValueError(f"examples: expected pairs of an image and a label, received elements {spec}")
+    if examples.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("examples: a dataset without end; give one epoch of it, without repeat()")
+    for image, label in examples.take(1):
+        if image.shape.rank == 4:
+            raise ValueError(f"examples: expected an unbatched dataset, received batches {image.shape}")
+        _check_examples(image.numpy()[None], np.asarray(label)[None], num_classes)
+        return
+    raise ValueError("examples: expected at least one example, received none")
+
+
+def _check_examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    from bitlib.model import check_range
+
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images: expected shape [N, H, W, 3], received {list(images.shape)}")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels: expected one integer for each of {len(images)} images, received shape {labels.shape}"
+        )
+    if not len(images):
+        raise ValueError("images: expected at least one, received none")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels: expected integers, received {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels: expected 0 to {num_classes - 1}, as the model has {num_classes} classes; "
+            f"received {labels.min()} to {labels.max()}"
+        )
+    check_range(images)

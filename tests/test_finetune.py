@@ -1,0 +1,467 @@
+"""Fine-tuning: it learns, it resumes, it is the same however it is split, and it says when it fails."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import bitlib
+from bitlib import augment, checkpoint, datasets, finetune, hyperrule, images
+from bitlib.model import BiT
+
+ROOT = Path(__file__).parent.parent
+
+
+def a_plan(**changes):
+    settings = {
+        "num_examples": 24, "image_size": 40, "batch_size": 8, "steps": 6, "base_lr": 0.3,
+        "resize": 40, "crop": 32, "variant": "paper",
+    }  # fmt: skip
+    return hyperrule.plan(**(settings | changes))
+
+
+@pytest.fixture
+def examples():
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (24, 40, 40, 3)).astype("float32"), np.arange(24) % 3
+
+
+@pytest.fixture
+def model(small_npz):
+    return bitlib.load(small_npz, head=3)
+
+
+def weights(model):
+    return {checkpoint.array_name(variable): variable.numpy() for variable in model.variables}
+
+
+def assert_same(one, other, atol=0.0):
+    for name, array in one.items():
+        np.testing.assert_allclose(array, other[name], rtol=0, atol=atol, err_msg=name)
+
+
+def largest_change(one, other):
+    return max(np.abs(one[name] - other[name]).max() for name in one)
+
+
+class TestRule:
+    def test_updates_are_those_of_momentum_by_the_plan(self, model, examples):
+        """Against a plain loop in NumPy: v = 0.9 v - rate · gradient; w = w + v."""
+        plan = a_plan(steps=3, mixup_alpha=0.2)
+        twin = BiT(model.units, model.width, 3)
+        twin.set_weights(model.get_weights())
+        velocity = [np.zeros(v.shape, np.float32) for v in twin.trainable_variables]
+        losses = []
+        for step, (batch, labels) in enumerate(augment.training_batches(examples, plan, 3, seed=5)):
+            with tf.GradientTape() as tape:
+                logits = twin(batch)
+                loss = tf.reduce_mean(-tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=-1))
+            losses.append(float(loss))
+            gradients = tape.gradient(loss, [v.value for v in twin.trainable_variables])
+            for i, (variable, gradient) in enumerate(zip(twin.trainable_variables, gradients, strict=True)):
+                velocity[i] = 0.9 * velocity[i] - plan.learning_rate(step) * gradient.numpy()
+                variable.assign_add(velocity[i])
+        history = finetune.fit(model, examples, plan, seed=5, verbose=0)
+        np.testing.assert_allclose(history.loss, losses, rtol=1e-4)
+        np.testing.assert_allclose(history.learning_rate, [plan.learning_rate(s) for s in range(3)])
+        assert_same(weights(twin), weights(model), atol=1e-4)
+
+    def test_first_loss_is_that_of_a_head_of_zeros(self, model, examples):
+        history = finetune.fit(model, examples, a_plan(steps=1), verbose=0)
+        np.testing.assert_allclose(history.loss, [np.log(3)], rtol=1e-6)
+
+    def test_all_weights_are_trained(self, model, examples):
+        before = weights(model)
+        history = finetune.fit(model, examples, a_plan(), verbose=0)
+        after = weights(model)
+        assert [name for name in before if np.array_equal(before[name], after[name])] == []
+        assert (history.trained, history.frozen) == (model.count_params(), 0)
+
+    def test_arrays_and_datasets_give_the_same(self, small_npz, examples):
+        plan = a_plan(steps=2, random_crop=False)
+        tuned = []
+        for train in (examples, tf.data.Dataset.from_tensor_slices(examples)):
+            model = bitlib.load(small_npz, head=3)
+            tuned.append((finetune.fit(model, train, plan, validation=train, verbose=0), weights(model)))
+        (one, first), (other, second) = tuned
+        assert one == other
+        assert_same(first, second)
+
+
+class TestFreeze:
+    @pytest.mark.parametrize(
+        ("freeze", "first"),
+        [("root", "block1"), ("block2", "block3"), ("block4", "group_norm"), ("backbone", "head")],
+    )
+    def test_up_to_a_stage(self, model, examples, freeze, first):
+        order = ["root_block", "block1", "block2", "block3", "block4", "group_norm", "head"]
+        before = weights(model)
+        history = finetune.fit(model, examples, a_plan(), verbose=0, freeze=freeze)
+        after = weights(model)
+        for name in before:
+            kept = order.index(name.split("/")[1]) < order.index(first)
+            assert np.array_equal(before[name], after[name]) == kept, name
+        assert history.trained + history.frozen == model.count_params()
+        trained = {
+            name: a for name, a in after.items() if order.index(name.split("/")[1]) >= order.index(first)
+        }
+        assert history.trained == sum(array.size for array in trained.values())
+
+    def test_unknown_stage(self, model, examples):
+        with pytest.raises(ValueError, match="^freeze: expected None or one of root, block1.*received 'all'"):
+            finetune.fit(model, examples, a_plan(), freeze="all")
+
+    def test_a_model_marked_otherwise_is_refused(self, model, examples):
+        model.blocks[1][0].trainable = False
+        with pytest.raises(
+            ValueError, match=r"^model: \d+ of the \d+ arrays .*block2/unit01.*trainable = True"
+        ):
+            finetune.fit(model, examples, a_plan())
+        finetune.fit(model, examples, a_plan(steps=1), freeze="block2", verbose=0)
+
+
+class TestSplitting:
+    @pytest.mark.parametrize("accumulate", [2, 3, 8])
+    def test_accumulated_batches_are_the_whole_batch(self, small_npz, examples, accumulate):
+        plan = a_plan(mixup_alpha=0.2, base_lr=0.1)
+        one, other = (bitlib.load(small_npz, head=3) for _ in range(2))
+        before = weights(one)
+        plain = finetune.fit(one, examples, plan, verbose=0)
+        parts = finetune.fit(other, examples, plan, verbose=0, accumulate=accumulate)
+        np.testing.assert_allclose(parts.loss, plain.loss, rtol=1e-4)
+        difference = largest_change(weights(one), weights(other))
+        assert difference < 2e-3 * largest_change(before, weights(one))
+
+    @pytest.mark.parametrize("value", [0, 9, 1.5])
+    def test_accumulate_out_of_range(self, model, examples, value):
+        with pytest.raises(ValueError, match="^accumulate: expected 1 to the batch size, 8"):
+            finetune.fit(model, examples, a_plan(), accumulate=value)
+
+    def test_mixed_precision(self, small_npz, examples):
+        losses = {}
+        for dtype in ("float32", "mixed_bfloat16", "mixed_float16"):
+            model = bitlib.load(small_npz, head=3, dtype=dtype)
+            losses[dtype] = finetune.fit(model, examples, a_plan(base_lr=0.1), verbose=0).loss
+            assert {variable.dtype for variable in model.variables} == {"float32"}
+        np.testing.assert_allclose(losses["mixed_bfloat16"], losses["float32"], rtol=0.1)
+        np.testing.assert_allclose(losses["mixed_float16"], losses["float32"], rtol=0.1)
+
+
+RUN = """
+import os, sys
+import numpy as np
+import bitlib
+from bitlib import finetune
+from tests.test_finetune import a_plan
+archive, folder, out = sys.argv[1:4]
+kill_after = int(sys.argv[4]) if len(sys.argv) > 4 else None
+rng = np.random.default_rng(0)
+examples = rng.uniform(-1, 1, (24, 40, 40, 3)).astype("float32"), np.arange(24) % 3
+if kill_after is not None:
+    plain, steps = finetune._train_step, 0
+    def counted(*args):
+        step = plain(*args)
+        def run(*batch):
+            global steps
+            if steps == kill_after:
+                os.kill(os.getpid(), 9)
+            steps += 1
+            return step(*batch)
+        return run
+    finetune._train_step = counted
+model = bitlib.load(archive, head=3)
+plan = a_plan(steps=9, mixup_alpha=0.2)
+history = finetune.fit(model, examples, plan, examples, seed=3, verbose=0, checkpoints=folder, save_every=2)
+assert len(history.loss) == 9 and history.validated == [9]
+bitlib.checkpoint.save(model, out)
+"""
+
+
+class TestResume:
+    def run(self, *arguments):
+        return subprocess.run(
+            [sys.executable, "-c", RUN, *map(str, arguments)],
+            cwd=ROOT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, timeout=300,
+        )  # fmt: skip
+
+    def test_killed_anywhere_it_ends_with_the_same_weights(self, small_npz, tmp_path):
+        """Killed with -9 before its third step, and again two steps after it went on."""
+        unbroken, broken = tmp_path / "unbroken.npz", tmp_path / "broken.npz"
+        assert self.run(small_npz, tmp_path / "a", unbroken).returncode == 0
+        assert self.run(small_npz, tmp_path / "b", broken, 3).returncode == -9
+        assert not broken.exists()
+        assert self.run(small_npz, tmp_path / "b", broken, 3).returncode == -9
+        assert self.run(small_npz, tmp_path / "b", broken).returncode == 0
+        assert unbroken.read_bytes() == broken.read_bytes()
+        assert [path.name for path in (tmp_path / "b").iterdir()] == [finetune.STATE]
+
+    def test_a_finished_training_is_not_run_again(self, small_npz, examples, tmp_path):
+        results = []
+        for _ in range(2):
+            model = bitlib.load(small_npz, head=3)
+            history = finetune.fit(model, examples, a_plan(), examples, verbose=0, checkpoints=tmp_path)
+            results.append((history, weights(model)))
+        assert results[0][0] == results[1][0]
+        assert_same(results[0][1], results[1][1])
+
+    @pytest.mark.parametrize(
+        ("changes", "arguments", "message"),
+        [
+            ({"steps": 7}, {}, "a training with steps 6, expected 7"),
+            ({"base_lr": 0.1}, {}, "base_lr"),
+            ({}, {"seed": 1}, "seed 0, expected 1"),
+            ({}, {"freeze": "root"}, "freeze None, expected 'root'"),
+        ],
+    )
+    def test_another_training_is_refused(self, small_npz, examples, tmp_path, changes, arguments, message):
+        model = bitlib.load(small_npz, head=3)
+        finetune.fit(model, examples, a_plan(), verbose=0, checkpoints=tmp_path)
+        with pytest.raises(ValueError, match=f"^checkpoints: .*{message}"):
+            finetune.fit(model, examples, a_plan(**changes), verbose=0, checkpoints=tmp_path, **arguments)
+
+    def test_a_broken_file_is_refused(self, model, examples, tmp_path):
+        (tmp_path / finetune.STATE).write_bytes(b"PK nothing")
+        with pytest.raises(ValueError, match="^checkpoints: .*cannot be read .*delete it to begin anew"):
+            finetune.fit(model, examples, a_plan(), checkpoints=tmp_path)
+
+
+class TestFailures:
+    def test_divergence_stops_with_the_last_good_weights(self, small_npz, examples, tmp_path):
+        model = bitlib.load(small_npz, head=3)
+        plain = finetune._train_step
+
+        def poisoned(*arguments):
+            step, calls = plain(*arguments), []
+
+            def run(*batch):
+                calls.append(0)
+                loss = step(*batch)
+                if len(calls) == 5:
+                    model.variables[3].assign(model.variables[3] * np.nan)
+                return loss
+
+            return run
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(finetune, "_train_step", poisoned)
+            with pytest.raises(
+                FloatingPointError, match=r"^loss: nan at step 5, .*weights after step 4 again"
+            ):
+                finetune.fit(model, examples, a_plan(), verbose=0, checkpoints=tmp_path, save_every=1)
+        good = bitlib.load(small_npz, head=3)
+        history = finetune.fit(good, examples, a_plan(), verbose=0, checkpoints=tmp_path)
+        assert len(history.loss) == 6
+        unbroken = bitlib.load(small_npz, head=3)
+        finetune.fit(unbroken, examples, a_plan(), verbose=0)
+        assert_same(weights(good), weights(unbroken))
+
+    def test_divergence_without_a_folder(self, model, examples):
+        bad = examples[0].copy()
+        bad[:] = np.nan
+        with pytest.raises(FloatingPointError, match=r"^loss: nan at step 0.*name a folder in checkpoints"):
+            finetune.fit(model, (bad, examples[1]), a_plan(), verbose=0)
+
+    def test_a_model_that_does_not_train_is_found_out(self, model, examples, monkeypatch):
+        """As a raw hub object in a Keras model: gradients arrive, weights stay."""
+        monkeypatch.setattr(finetune.MomentumSGD, "update_step", lambda *args: None)
+        with pytest.raises(
+            RuntimeError, match=r"^model: its head does not train: 2 arrays .*weights to train"
+        ):
+            finetune.fit(model, examples, a_plan(), verbose=0)
+
+    def test_a_backbone_that_does_not_train_is_found_out(self, model, examples, monkeypatch):
+        plain = finetune.MomentumSGD.update_step
+
+        def heads_only(self, gradient, variable, rate):
+            if variable.shape[-1] == 3:
+                plain(self, gradient, variable, rate)
+
+        monkeypatch.setattr(finetune.MomentumSGD, "update_step", heads_only)
+        with pytest.raises(RuntimeError, match="^model: its backbone does not train"):
+            finetune.fit(model, examples, a_plan(), verbose=0)
+
+    def test_the_guard_waits_for_the_warm_up(self, model, examples):
+        finetune.fit(model, examples, a_plan(variant="official", steps=25), verbose=0)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"plan": a_plan(crop=31)}, "^plan: crop is 31 pixels"),
+            ({"save_every": 0}, "^save_every: expected None or a positive number"),
+            ({"validate_every": 1.5}, "^validate_every"),
+            ({"train": (np.zeros((2, 40, 40, 3), np.float32), np.array([0, 3]))}, "labels: expected 0 to 2"),
+        ],
+    )
+    def test_refusals(self, model, examples, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            finetune.fit(**({"model": model, "train": examples, "plan": a_plan()} | arguments))
+
+    def test_models_without_a_head_or_of_another_kind(self, small_npz, examples):
+        with pytest.raises(ValueError, match="^model: has no head"):
+            finetune.fit(bitlib.load(small_npz, head=None), examples, a_plan())
+        with pytest.raises(TypeError, match="^model: expected a bitlib.model.BiT, received Sequential"):
+            finetune.fit(keras.Sequential(), examples, a_plan())
+        with pytest.raises(TypeError, match="^plan: expected what bitlib.hyperrule.plan returns"):
+            finetune.fit(bitlib.load(small_npz, head=3), examples, {"steps": 3})
+
+
+class TestEvaluation:
+    def test_every_example_counts_once(self, model, examples):
+        model.head.kernel.assign(np.random.default_rng(1).normal(size=model.head.kernel.shape))
+        plan = a_plan()
+        logits = finetune.predict(model, examples[0], plan, batch_size=7)
+        expected = model(augment.evaluation_image(examples[0], plan)).numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+        accuracy, loss = finetune.evaluate(model, examples, plan, batch_size=7)
+        assert accuracy == np.mean(expected.argmax(-1) == examples[1])
+        probabilities = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
+        np.testing.assert_allclose(loss, -np.log(probabilities[np.arange(24), examples[1]]).mean(), rtol=1e-3)
+
+    def test_validation_is_recorded(self, model, examples):
+        history = finetune.fit(model, examples, a_plan(), examples, verbose=0, validate_every=2)
+        assert history.validated == [2, 4, 6]
+        accuracy, loss = finetune.evaluate(model, examples, a_plan())
+        assert history.validation_accuracy[-1] == accuracy
+        np.testing.assert_allclose(history.validation_loss[-1], loss, rtol=1e-6)
+
+    def test_progress_and_tensorboard(self, model, examples, tmp_path, capsys):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        history = finetune.fit(model, examples, a_plan(), examples, verbose=1, tensorboard=tmp_path)
+        assert "6/6" in capsys.readouterr().err
+        events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+        assert set(events.Tags()["tensors"]) == {
+            "loss", "learning_rate", "validation_accuracy", "validation_loss",
+        }  # fmt: skip
+        logged = [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors("loss")]
+        np.testing.assert_allclose(logged, history.loss, rtol=1e-6)
+
+
+WORKER = """
+import json, os, sys
+import numpy as np
+import tensorflow as tf
+import bitlib
+from bitlib import finetune
+from tests.test_finetune import a_plan
+archive, folder = sys.argv[1:3]
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+rng = np.random.default_rng(0)
+examples = rng.uniform(-1, 1, (24, 40, 40, 3)).astype("float32"), np.arange(24) % 3
+with strategy.scope():
+    model = bitlib.load(archive, head=3)
+plan = a_plan(mixup_alpha=0.2, base_lr=0.1)
+history = finetune.fit(model, examples, plan, examples, verbose=0, checkpoints=folder + "/state")
+index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+np.savez(f"{folder}/worker{index}.npz", loss=history.loss, **{v.path: v.numpy() for v in model.variables})
+"""
+
+REPLICAS = """
+import sys
+import numpy as np
+import tensorflow as tf
+import bitlib
+from bitlib import finetune
+from tests.test_finetune import a_plan
+archive, folder = sys.argv[1:3]
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+rng = np.random.default_rng(0)
+examples = rng.uniform(-1, 1, (24, 40, 40, 3)).astype("float32"), np.arange(24) % 3
+with strategy.scope():
+    model = bitlib.load(archive, head=3)
+plan = a_plan(mixup_alpha=0.2, base_lr=0.1)
+history = finetune.fit(model, examples, plan, examples, verbose=0)
+np.savez(f"{folder}/worker0.npz", loss=history.loss, **{v.path: v.numpy() for v in model.variables})
+try:
+    finetune.fit(model, examples, a_plan(batch_size=9))
+except ValueError as error:
+    assert "cannot be shared equally by the 2 replicas" in str(error)
+with strategy.scope():
+    pass
+outside = bitlib.load(archive, head=3)
+try:
+    with strategy.scope():
+        finetune.fit(outside, examples, plan)
+except ValueError as error:
+    assert str(error).startswith("model: made outside the strategy's scope")
+else:
+    raise AssertionError
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class TestDistribution:
+    """Two replicas share each batch, MixUp across both; the result is that of one."""
+
+    def start(self, code, *arguments, **environment):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=ROOT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def compare(self, small_npz, examples, tmp_path, workers):
+        model = bitlib.load(small_npz, head=3)
+        before = weights(model)
+        plan = a_plan(mixup_alpha=0.2, base_lr=0.1)
+        history = finetune.fit(model, examples, plan, verbose=0)
+        moved = largest_change(before, weights(model))
+        saved = [np.load(tmp_path / f"worker{index}.npz") for index in range(workers)]
+        for worker in saved:
+            np.testing.assert_allclose(worker["loss"], history.loss, rtol=1e-4)
+            for variable in model.variables:
+                difference = np.abs(worker[variable.path] - variable.numpy()).max()
+                assert difference < 2e-3 * moved, variable.path
+                np.testing.assert_array_equal(worker[variable.path], saved[0][variable.path])
+
+    def test_two_workers_on_loopback(self, small_npz, examples, tmp_path):
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        tasks = [{"type": "worker", "index": index} for index in range(2)]
+        told = [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
+        workers = [self.start(WORKER, small_npz, tmp_path, TF_CONFIG=config) for config in told]
+        try:
+            for worker in workers:
+                told, _ = worker.communicate(timeout=400)
+                assert worker.returncode == 0, told[-3000:]
+        finally:
+            for worker in workers:
+                worker.kill()
+        self.compare(small_npz, examples, tmp_path, 2)
+        assert [path.name for path in (tmp_path / "state").iterdir()] == [finetune.STATE]
+
+    def test_two_replicas_of_one_process(self, small_npz, examples, tmp_path):
+        process = self.start(REPLICAS, small_npz, tmp_path)
+        told, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, told[-3000:]
+        self.compare(small_npz, examples, tmp_path, 1)
+
+
+class TestHandwriting:
+    """The bundled model on the task it is for."""
+
+    @pytest.mark.parametrize("seed", [11])
+    def test_ten_digits_a_class(self, seed):
+        card = bitlib.zoo.card(bitlib.zoo.BUNDLED)
+        pictures, labels = datasets.digits()
+        train, test = datasets.draw(labels, 10, 400, seed)
+        fed = images.batch(pictures, card)
+        model = bitlib.load(card.name, head=10)
+        plan = hyperrule.plan(100, 64, random_flip=False, **finetune.SMALL_MODEL)
+        history = finetune.fit(
+            model, (fed[train], labels[train]), plan, (fed[test], labels[test]), seed, verbose=0
+        )
+        assert history.validation_accuracy[-1] >= 0.95
