@@ -15,9 +15,11 @@ _HOMES = {
     "port": "savedmodel",
 }
 _MODULES = (
+    "augment",
     "checkpoint",
     "datasets",
     "features",
+    "finetune",
     "hyperrule",
     "images",
     "labels",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import inspect
 import platform
@@ -13,6 +14,17 @@ def versions(*packages: str) -> None:
     """Print the versions of Python and of packages, on one line."""
     found = [f"{package} {importlib.metadata.version(package)}" for package in packages]
     print(", ".join([f"Python {platform.python_version()}", *found]))
+
+
+def listed(value) -> list:
+    """A parameter that is a list, or what papermill's command line makes of one: `"[1, 2]"`, `"a, b"`."""
+    if not isinstance(value, str):
+        return list(value)
+    try:
+        found = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        found = [part.strip(" '\"") for part in value.strip(" []()").split(",")]
+    return [part for part in (found if isinstance(found, (list, tuple)) else [found]) if part != ""]
 
 
 def source(*objects):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_hub as hub
 from PIL import Image
 
-from bitlib import checkpoint, datasets
+from bitlib import checkpoint, datasets, zoo
 from bitlib.checkpoint import Architecture
 from tests.conftest import SMALL, random_arrays
 
@@ -60,6 +60,33 @@ def wide_npz(tmp_path):
 
 
 @pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A mirror with small networks under published names: 21843 classes, 1000, and five of a task."""
+    folder = tmp_path / "published"
+    classes = {"BiT-M-R50x1": 21843, "R50x1_160": 1000, "BiT-M-R50x1-run0-dtd": 5}
+    for seed, (name, num_classes) in enumerate(classes.items()):
+        file = folder / zoo.card(name).file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **random_arrays(Architecture((1, 1, 1, 1), 0.5, num_classes), seed))
+    monkeypatch.setenv("BITLIB_MIRROR", str(folder))
+    monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """A folder of pictures of three characters, 14 of each, in noise."""
+    rng = np.random.default_rng(0)
+    for name in ("A", "B", "Ж"):
+        (tmp_path / "letters" / name).mkdir(parents=True)
+        for index in range(14):
+            glyph = 255 - datasets.render_glyph(name).astype(float)
+            noisy = np.clip(glyph + rng.normal(0, 40, glyph.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(tmp_path / "letters" / name / f"{index}.png")
+    return tmp_path / "letters"
+
+
+@pytest.fixture
 def photos(tmp_path):
     """A folder of pictures of several kinds."""
     folder = tmp_path / "photos"
@@ -73,7 +100,7 @@ def photos(tmp_path):
 
 class TestPorting:
     def test_another_depth_and_width(self, run, deep_npz, tmp_path):
-        page = run("01", checkpoint_name=str(deep_npz))
+        page = run("01", checkpoint=str(deep_npz))
         assert "the port agrees with the reference" in printed(page)
         assert "identical: " in printed(page)
         image = np.random.default_rng(0).uniform(-1, 1, (1, 48, 48, 3)).astype("float32")
@@ -81,7 +108,7 @@ class TestPorting:
         np.testing.assert_allclose(logits, checkpoint.load(deep_npz)(image), atol=1e-4 * np.abs(logits).max())
 
     def test_a_new_head_for_inputs_in_0_1(self, run, wide_npz, tmp_path):
-        run("01", checkpoint_name=str(wide_npz), head=7, input_range=[0, 1], output="elsewhere")
+        run("01", checkpoint=str(wide_npz), head=7, input_range=[0, 1], output="elsewhere")
         loaded = hub.load(str(tmp_path / "elsewhere" / "wide" / "ported" / "1"))
         assert loaded(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 7)
         features = hub.load(str(tmp_path / "elsewhere" / "wide" / "features" / "1"))
@@ -93,10 +120,23 @@ class TestPorting:
         page = run("01", input_range=[0, 1])
         assert printed(page).count("agrees\n") == 4
 
+    @pytest.mark.parametrize("form", [list, lambda names: "[" + ", ".join(names) + "]"])
+    def test_a_list_of_checkpoints(self, run, published, tmp_path, form):
+        names = ["R50x1_160", "google/bit/m-r50x1/1"]
+        page = run("01", checkpoints=form(names))
+        assert "3 SavedModels, all of them agree with the reference" in printed(page)
+        image = np.random.default_rng(0).uniform(-1, 1, (1, 48, 48, 3)).astype("float32")
+        expected = checkpoint.load(published / "BiT-M-R50x1.npz", head=None)(image)
+        features = hub.load(str(tmp_path / "models/hub/google/bit/m-r50x1/1"))((image + 1) / 2)
+        np.testing.assert_allclose(features, expected, atol=1e-4 * np.max(expected))
+        assert (
+            tmp_path / "models/hub/sayakpaul/distill_bit_resnet50x1_160_classification/1/README.md"
+        ).is_file()
+
     def test_a_broken_checkpoint_stops_the_page(self, run, wide_npz, tmp_path):
         wide_npz.write_bytes(wide_npz.read_bytes()[:-500])
         with pytest.raises(papermill.PapermillExecutionError, match="truncated or corrupt zip"):
-            run("01", checkpoint_name=str(wide_npz))
+            run("01", checkpoint=str(wide_npz))
         assert not (tmp_path / "models").exists()
 
 
@@ -107,7 +147,7 @@ class TestInference:
         assert "grey_china.png: " in printed(page)
 
     def test_another_checkpoint(self, run, deep_npz):
-        page = run("02", checkpoint_name=str(deep_npz), resolution=64)
+        page = run("02", checkpoint=str(deep_npz), resolution=64)
         assert "classes are shown as numbers: the model has no published class list" in printed(page)
         assert "china.jpg: class " in printed(page)
 
@@ -118,24 +158,70 @@ class TestInference:
 
 
 class TestFeatureExtraction:
-    def test_a_folder_of_classes(self, run, tmp_path):
-        rng = np.random.default_rng(0)
-        for name in ("A", "B", "Ж"):
-            (tmp_path / "classes" / name).mkdir(parents=True)
-            for index in range(14):
-                glyph = 255 - datasets.render_glyph(name).astype(float)
-                noisy = np.clip(glyph + rng.normal(0, 40, glyph.shape), 0, 255).astype(np.uint8)
-                Image.fromarray(noisy).save(tmp_path / "classes" / name / f"{index}.png")
-        page = run("03", images=str(tmp_path / "classes"), shots=[1, 2], draws=2)
+    def test_a_folder_of_classes(self, run, letters):
+        page = run("03", images=str(letters), shots=[1, 2], draws=2)
         assert "42 pictures of 3 classes, 18 for testing" in printed(page)
 
     def test_another_checkpoint(self, run, wide_npz):
-        page = run("03", checkpoint_name=str(wide_npz), resolution=64, shots=[5], draws=1)
+        page = run("03", checkpoint=str(wide_npz), resolution=64, shots=[5], draws=1)
         assert "the exported features are those of the Keras model" in printed(page)
 
     def test_another_seed_and_other_shots(self, run):
-        page = run("03", seed=7, shots=[1, 3], draws=3)
+        page = run("03", seed=7, shots="[1, 3]", draws=3)
         assert "features beat raw pixels and the untrained network" in printed(page)
+
+
+QUICK = {"steps": 8, "draws": 1, "batch_size": 16}
+
+
+class TestFineTuning:
+    def test_a_folder_of_classes(self, run, letters, tmp_path):
+        page = run("04", data_set=str(letters), shots=4, **QUICK)
+        assert "42 pictures of 3 classes\n12 to learn from, 18 to test on, none of them in both" in printed(
+            page
+        )
+        tuned = checkpoint.load(tmp_path / "models" / "BiT-XS-R14x0.5" / "tuned.npz")
+        assert tuned.num_classes == 3
+
+    def test_another_checkpoint(self, run, wide_npz):
+        page = run("04", checkpoint=str(wide_npz), resolution=48, mistakes=False, shots=3, **QUICK)
+        assert "through the hub: the same logits" in printed(page)
+        assert "| crop | 48 |" in str(page.cells)
+
+    def test_another_seed_and_other_shots(self, run):
+        page = run("04", seed=5, shots=2, mistakes=False, **QUICK)
+        assert "20 to learn from, 798 to test on" in printed(page)
+        assert "resumed: the weights of an unbroken run, bit for bit" in printed(page)
+
+    def test_a_data_set_of_tfds(self, run, trees):
+        page = run("04", data_set="trees", data_dir=str(trees), shots=1, mistakes=False, **QUICK)
+        assert "12 pictures of 3 classes\n3 to learn from, 5 to test on" in printed(page)
+
+
+class TestEveryKindOfCheckpoint:
+    """Pages take each kind of published model by one parameter: its own labels, activation, preprocessing."""
+
+    def test_inference_with_21843_classes(self, run, published):
+        lemmas = "\n".join(f"synset_{index}, other" for index in range(21843))
+        (published / "imagenet21k_wordnet_lemmas.txt").write_text(lemmas)
+        page = run("02", checkpoint="google/bit/m-r50x1/imagenet21k_classification/1", resolution=64)
+        assert "BiT-M-R50x1: R50x1, 21843 classes, 64 pixels" in printed(page)
+        assert "flower.jpg: synset " in printed(page)
+
+    def test_inference_without_the_class_list(self, run, published):
+        page = run("02", checkpoint="R50x1_160")
+        assert "R50x1_160: R50x1, 1000 classes, 160 pixels" in printed(page)
+        assert "classes are shown as numbers: ilsvrc2012_wordnet_lemmas.txt: not in BITLIB_MIRROR" in printed(
+            page
+        )
+
+    def test_inference_of_a_vtab_task(self, run, published):
+        page = run("02", checkpoint="BiT-M-R50x1-run0-dtd", resolution=64)
+        assert "classes are shown as numbers: the model has no published class list" in printed(page)
+
+    def test_features_of_a_published_model(self, run, published):
+        page = run("03", checkpoint="R50x1_160", resolution=48, shots=[1], draws=1)
+        assert "the exported features are those of the Keras model" in printed(page)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
