@@ -2,12 +2,13 @@
 # make test    set up, run every test
 # make lab     open the pages in JupyterLab
 # make pages   run the pages and store their outputs (after a change)
-# make clean   remove .venv and build
+# make bench   compare with transformers and timm, which it installs in .venv-bench
+# make clean   remove .venv, .venv-bench and build
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint lab pages clean
+.PHONY: run test lint lab pages bench clean
 
 run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
@@ -33,5 +34,15 @@ pages: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	@touch $@
 
+bench: .venv/installed .venv-bench/installed
+	$(BIN)/python benchmarks/run.py
+
+# timm wants torchvision, of which there is no CPU build everywhere; its Python part is enough here.
+.venv-bench/installed: benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0
+	@touch $@
+
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venv-bench build

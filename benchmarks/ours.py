@@ -1,0 +1,85 @@
+"""Our side of the benchmarks: a process that answers cases with seconds, as `protocol.py` says."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from protocol import serve
+
+from bitlib import datasets, features, finetune, hyperrule, savedmodel
+from bitlib.model import BiT
+from bitlib.zoo import UNITS
+
+
+@cache
+def model(architecture: str, num_classes: int | None = 1000) -> BiT:
+    """A network of the published shape with random weights."""
+    keras.utils.set_random_seed(0)
+    depth, width = architecture[1:].split("x")
+    return BiT(UNITS[int(depth)], float(width), num_classes)
+
+
+@cache
+def images(batch: int, size: int):
+    """A batch of noise."""
+    return tf.constant(np.random.default_rng(0).uniform(-1, 1, (batch, size, size, 3)), tf.float32)
+
+
+@cache
+def live(architecture: str):
+    """The model as a traced function of any batch and size."""
+    return tf.function(model(architecture), input_signature=[savedmodel.INPUTS])
+
+
+@cache
+def frozen(architecture: str):
+    """The classifier exported for inference, loaded back."""
+    folder = savedmodel.export(model(architecture), f"build/bench/{architecture}", freeze=True)
+    loaded = tf.saved_model.load(str(folder))
+    frozen.kept = [*getattr(frozen, "kept", []), loaded]  # a signature does not keep its object alive
+    return loaded.signatures["serving_default"]
+
+
+def inference(architecture: str, batch: int, size: int, variant: str):
+    """One forward pass."""
+    function = {"live": live, "frozen": frozen}[variant](architecture)
+    return lambda: tf.nest.flatten(function(images(batch, size)))[0].numpy()
+
+
+def training(architecture: str, batch: int, size: int, variant: str):
+    """One step of SGD with momentum."""
+    net = model(architecture)
+    settings = {"batch_size": batch, "steps": 10**6, "resize": size, "crop": size}
+    plan = hyperrule.plan(100, size, base_lr=1e-6, **settings)
+    optimizer = finetune._optimizer(net, plan)
+    optimizer.build(net.trainable_variables)
+    strategy = tf.distribute.get_strategy()
+    step = finetune._train_step(net, optimizer, net.trainable_variables, strategy, plan, 1)
+    labels = tf.one_hot(np.arange(batch) % 1000, 1000)
+    return lambda: float(step(images(batch, size), labels))
+
+
+def jpegs(architecture: str, folder: str, size: int, variant: str):
+    """From JPEG files to pooled features."""
+    files = sorted(os.path.join(folder, name) for name in os.listdir(folder))
+    net = model(architecture, None)
+    return lambda: features.extract(net, datasets.pipeline(files, [0] * len(files), size))
+
+
+def matmul(size: int, variant: str):
+    """A large matrix product: what the machine can do."""
+    matrix = tf.random.normal((size, size))
+    return lambda: tf.linalg.matmul(matrix, matrix)[0, 0].numpy()
+
+
+CASES = {"inference": inference, "training": training, "jpegs": jpegs, "matmul": matmul}
+
+
+if __name__ == "__main__":
+    serve(CASES)

@@ -1,0 +1,317 @@
+"""Ours beside the peers, measured alternately on this machine, as ratios.
+
+    make bench                            everything; writes benchmarks/results.json and results.png
+    python benchmarks/run.py inference    the rows whose name holds a word
+
+Every row is measured in rounds: ours, each peer, ours again, … so that whatever else the machine does
+meets all alike. The number of a row is the median over rounds of ours divided by the fastest peer's.
+Absolute times are of no use on another machine, and are kept in the JSON only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+WORK = ROOT / "build" / "bench"
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", 5))
+
+EAGER = ("timm", "timm channels_last", "transformers", "transformers channels_last")
+COMPILED = ("timm channels_last compiled", "transformers channels_last compiled")
+OURS = ("live", "frozen")
+
+
+class Worker:
+    """One side of the comparison, a process that stays alive between cases."""
+
+    def __init__(self, python: str | Path, script: str):
+        self.process = subprocess.Popen(
+            [str(python), str(HERE / script)], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def seconds(self, case: dict) -> float | str:
+        """Time of one run, or why there is none."""
+        print(json.dumps(case), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        return json.loads(answer) if answer else "the process died"
+
+
+def gflop(architecture: str, size: int) -> float:
+    """Multiplications and additions of one forward pass, in 10⁹: those of its convolutions."""
+    from bitlib.checkpoint import Architecture, layout
+    from bitlib.zoo import UNITS
+
+    depth, width = architecture[1:].split("x")
+    total = 0.0
+    for name, shape in layout(Architecture(UNITS[int(depth)], float(width), 1000)).items():
+        if not name.endswith("kernel"):
+            continue
+        block = int(name[len("resnet/block")]) if "/block" in name else 0
+        side = size / 2 if "root" in name else 1 if "head" in name else size / (2 * 2**block)
+        if block > 1 and "unit01/a/standardized" in name:
+            side *= 2  # before the stride, which is on the 3×3
+        total += 2 * side * side * shape[0] * shape[1] * shape[2] * shape[3]
+    return total / 1e9
+
+
+def rows() -> list[dict]:
+    """What is compared: for each row a case, our variants and the peers'."""
+    found = []
+    for architecture, batches in (("R50x1", (1, 8, 32)), ("R101x1", (8,)), ("R14x0.5", (32,))):
+        for batch in batches:
+            size = 64 if architecture == "R14x0.5" else 224
+            found.append(
+                {
+                    "name": f"inference {architecture} {size} px, batch {batch}",
+                    "case": {"kind": "inference", "architecture": architecture, "batch": batch, "size": size},
+                    "ours": OURS,
+                    "peers": () if architecture == "R14x0.5" else EAGER + COMPILED,
+                    "gflop": batch * gflop(architecture, size),
+                }
+            )
+    for size in (128, 224):
+        found.append(
+            {
+                "name": f"training step R50x1 {size} px, batch 16",
+                "case": {"kind": "training", "architecture": "R50x1", "batch": 16, "size": size},
+                "ours": ("live",),
+                "peers": EAGER + COMPILED,
+                "gflop": 3 * 16 * gflop("R50x1", size),
+            }
+        )
+    found.append(
+        {
+            "name": "64 JPEG files to features, R50x1 224 px",
+            "case": {"kind": "jpegs", "architecture": "R50x1", "folder": str(WORK / "jpegs"), "size": 224},
+            "ours": ("live",),
+            "peers": ("timm", "timm channels_last"),
+            "gflop": 64 * gflop("R50x1", 224),
+        }
+    )
+    return found
+
+
+def measure(row: dict, ours: Worker, peers: Worker | None) -> dict:
+    """Rounds over all variants, one after the other; a variant that fails is left out of the rest."""
+    variants = [(ours, name) for name in row["ours"]]
+    variants += [(peers, name) for name in row["peers"] if peers]
+    times: dict[str, list[float]] = {}
+    failed = {}
+    for index in range(ROUNDS + 1):
+        limit = ours.seconds({"kind": "matmul", "size": 3072, "variant": "", "repeat": 2})
+        times.setdefault("limit", []).append(limit)
+        for worker, name in list(variants):
+            answer = worker.seconds(row["case"] | {"variant": name, "repeat": 1 if index == 0 else 2})
+            if isinstance(answer, str):
+                failed[name] = answer
+                variants.remove((worker, name))
+            else:
+                times.setdefault(name, []).append(answer)
+        if index == 0:
+            times = {name: [] for name in times}
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    best_of = lambda names: min((n for n in names if n in medians), key=medians.get, default=None)  # noqa: E731
+    our_best, peer_best = best_of(row["ours"]), best_of(row["peers"])
+    reachable = row["gflop"] / (2 * 3072**3 / 1e9 / medians["limit"])
+    result = {"name": row["name"], "times": times, "failed": failed, "ours": our_best, "peer": peer_best}
+    result["share of the limit"] = reachable / medians[our_best]
+    if peer_best:
+        ratios = [p / o for p, o in zip(times[peer_best], times[our_best], strict=True)]
+        result["ratio"] = statistics.median(ratios)
+        result["peer's share"] = reachable / medians[peer_best]
+    for name in row["ours"]:
+        result[f"{name} share"] = reachable / medians[name]
+    return result
+
+
+def one_process(python, code: str, *arguments) -> tuple[float, float]:
+    """Seconds and peak memory in GB that code in a process of its own reports as its last line."""
+    run = subprocess.run(
+        [str(python), "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    if run.returncode:
+        raise RuntimeError(run.stderr[-500:])
+    seconds, memory = run.stdout.split()[-2:]
+    return float(seconds), float(memory)
+
+
+MEASURED = """
+import resource, sys, time
+{imports}
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+path, folder = sys.argv[1:3]
+before, started = peak(), time.perf_counter()
+{work}
+print(time.perf_counter() - started, peak() - before)
+"""
+
+LOADS = {
+    "plain copy of the file": ("import shutil", "shutil.copyfile(path, folder + '.copy')"),
+    "ours, load": ("import tensorflow, bitlib", "model = bitlib.load(path)"),
+    "ours, load, check and export": (
+        "import tensorflow, bitlib, bitlib.savedmodel",
+        "bitlib.port(path, folder)",
+    ),
+}
+PEER_LOADS = {
+    "timm, load": (
+        "import sys; sys.path.insert(0, 'benchmarks'); import peers, numpy",
+        "name = '{architecture}'; model = peers.build(name, 'timm'); model.load_pretrained(path, 'resnet/')",
+    ),
+}
+
+
+def loading(architecture: str) -> dict:
+    """Time and memory of porting a full-size file with random weights, beside copying and peers' loading."""
+    sys.path.insert(0, str(ROOT))
+    import numpy as np
+
+    from bitlib.checkpoint import Architecture
+    from bitlib.zoo import UNITS
+    from tests.conftest import random_arrays
+
+    depth, width = architecture[1:].split("x")
+    path = WORK / f"{architecture}.npz"
+    if not path.exists():
+        np.savez(path, **random_arrays(Architecture(UNITS[int(depth)], float(width), 1000)))
+    kinds = [(sys.executable, name, how) for name, how in LOADS.items()]
+    if PEERS_PYTHON.exists():
+        kinds += [(PEERS_PYTHON, name, how) for name, how in PEER_LOADS.items()]
+    found: dict[str, list] = {name: [] for _, name, _ in kinds}
+    for _ in range(3):
+        for python, name, (imports, work) in kinds:
+            code = MEASURED.format(imports=imports, work=work.replace("{architecture}", architecture))
+            try:
+                found[name].append(one_process(python, code, path, WORK / "ported" / architecture))
+            except RuntimeError as error:
+                found[name].append(None)
+                print(f"{name}: {error}", file=sys.stderr)
+    path.unlink()
+    shutil.rmtree(WORK / "ported", ignore_errors=True)
+    medians = {
+        name: [statistics.median(part) for part in zip(*filter(None, runs), strict=True)]
+        for name, runs in found.items()
+        if all(runs)
+    }
+    return {"name": f"porting {architecture}", "seconds and GB": medians}
+
+
+def importing() -> dict:
+    """What an import costs."""
+    kinds = {
+        "bitlib, and a look into the catalogue": (
+            sys.executable,
+            "import bitlib; bitlib.zoo.card('R50x1_224')",
+        ),
+        "tensorflow": (sys.executable, "import tensorflow"),
+        "transformers' BiT": (PEERS_PYTHON, "from transformers import BitForImageClassification"),
+    }
+    found = {}
+    for name, (python, code) in kinds.items():
+        if Path(python).exists():
+            times = []
+            for _ in range(3):
+                started = time.perf_counter()
+                subprocess.run([str(python), "-c", code], cwd=ROOT, check=True, capture_output=True)
+                times.append(time.perf_counter() - started)
+            found[name] = statistics.median(times)
+    return {"name": "import", "seconds": found}
+
+
+def write_jpegs() -> None:
+    """64 photographs of 640×427 pixels: two that ship with scikit-learn, in pieces and mirrored."""
+    from PIL import Image
+
+    from bitlib import datasets
+
+    folder = WORK / "jpegs"
+    folder.mkdir(parents=True, exist_ok=True)
+    photographs = list(datasets.photographs().values())
+    for index in range(64):
+        photograph = photographs[index % 2][:: (-1) ** (index // 2), :: (-1) ** (index // 4)]
+        Image.fromarray(photograph).save(folder / f"{index:02d}.jpg", quality=90)
+
+
+def table(results: list[dict]) -> str:
+    """The comparison, as Markdown."""
+    lines = [
+        "| | ours : fastest peer | of the limit: ours | frozen | peer | fastest peer |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for result in results:
+        if "share of the limit" not in result:
+            continue
+        ratio = f"**{result['ratio']:.2f}**" if "ratio" in result else "–"
+        shares = [result.get(name) for name in ("live share", "frozen share", "peer's share")]
+        told = [f"{share:.0%}" if share else "–" for share in shares]
+        lines.append(f"| {result['name']} | {ratio} | {' | '.join(told)} | {result['peer'] or '–'} |")
+    for result in results:
+        for name, (seconds, memory) in result.get("seconds and GB", {}).items():
+            copy = result["seconds and GB"]["plain copy of the file"][0]
+            lines.append(
+                f"| {result['name']}: {name} | {seconds / copy:.1f} × a copy | {memory:.2f} GB | | | |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    words = sys.argv[1:]
+    WORK.mkdir(parents=True, exist_ok=True)
+    write_jpegs()
+    ours = Worker(sys.executable, "ours.py")
+    peers = Worker(PEERS_PYTHON, "peers.py") if PEERS_PYTHON.exists() else None
+    if peers is None:
+        print("no peers: make bench installs them", file=sys.stderr)
+    results = []
+    for row in rows():
+        if all(word in row["name"] for word in words):
+            results.append(measure(row, ours, peers))
+            print(table(results[-1:]).splitlines()[-1], results[-1]["failed"] or "", flush=True)
+    for worker in filter(None, (ours, peers)):
+        worker.process.kill()
+    if not words or "porting" in words:
+        results += [loading("R50x1"), loading("R152x2")]
+    if not words or "import" in words:
+        results.append(importing())
+    path = HERE / "results.json"
+    known = {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+    known |= {row["name"]: row for row in results}
+    path.write_text(json.dumps(list(known.values()), indent=1) + "\n")
+    figure(list(known.values())).savefig(HERE / "results.png", dpi=120)
+    print("\n" + table(list(known.values())))
+
+
+def figure(results: list[dict]):
+    """Ours and the fastest peer, as shares of what the machine's matrix product allows."""
+    from bitlib.plots import BLUE, ORANGE, _figure, _plain
+
+    rows = [result for result in results if "ratio" in result]
+    fig, ax = _figure(size=(7.5, 0.8 + 0.55 * len(rows)))
+    for place, row in enumerate(rows):
+        ours, peer = row["share of the limit"], row["peer's share"]
+        ax.barh(place - 0.18, ours, 0.34, color=BLUE, label="ours" if place == 0 else None)
+        ax.barh(place + 0.18, peer, 0.34, color=ORANGE, label="fastest peer" if place == 0 else None)
+        ax.text(ours + 0.01, place - 0.18, f"{row['ratio']:.2f} ×", va="center", fontsize=9)
+        ax.text(peer + 0.01, place + 0.18, row["peer"], va="center", fontsize=8)
+    ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    ax.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.legend(frameon=False, loc="lower right", fontsize=9)
+    _plain(ax, "Speed, as a share of the matrix-product limit", "share of the limit (higher is faster)")
+    return fig
+
+
+if __name__ == "__main__":
+    main()

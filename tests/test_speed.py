@@ -1,0 +1,94 @@
+"""What makes it fast is there: counted in graphs, not timed."""
+
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import bitlib
+from bitlib.checkpoint import Architecture
+from tests.conftest import random_arrays
+
+NORMS, CONVOLUTIONS = 3 * 5 + 1, 1 + 3 * 5 + 4  # of units (1, 2, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory, small_arrays):
+    """The nodes of the exported graphs, live and frozen."""
+    folder = tmp_path_factory.mktemp("graphs")
+    np.savez(folder / "small.npz", **small_arrays)
+    model = bitlib.load(folder / "small.npz")
+    found = {}
+    for freeze in (False, True):
+        loaded = tf.saved_model.load(str(bitlib.export(model, folder / str(freeze), freeze=freeze)))
+        graph = loaded.signatures["serving_default"].graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        found[freeze] = nodes
+    return found, len(model.variables)
+
+
+def count(nodes):
+    return Counter(node.op for node in nodes)
+
+
+def test_each_kernel_is_standardised_once(graphs):
+    nodes, _ = graphs
+    live = count(nodes[False])
+    # The functions of a SavedModel hold the graph once for each way to call it.
+    copies = live["MaxPool"]
+    assert live["Rsqrt"] == copies * (NORMS + CONVOLUTIONS)
+    assert live["Conv2D"] == copies * (CONVOLUTIONS + 1)
+
+
+def test_a_frozen_graph_standardises_nothing_and_reads_no_variable(graphs):
+    nodes, _ = graphs
+    frozen = count(nodes[True])
+    copies = frozen["MaxPool"]
+    assert frozen["Rsqrt"] == copies * NORMS
+    assert frozen["ReadVariableOp"] == 0
+    assert frozen["VarHandleOp"] == 0
+
+
+def test_each_variable_is_read_once(graphs):
+    nodes, variables = graphs
+    live = count(nodes[False])
+    assert live["ReadVariableOp"] <= live["MaxPool"] * variables
+
+
+def test_no_feature_map_becomes_five_dimensional(small_npz):
+    model = bitlib.load(small_npz)
+    function = tf.function(model, input_signature=[tf.TensorSpec((None, None, None, 3))])
+    graph = function.get_concrete_function().graph
+    ranks = [output.shape.rank for node in graph.get_operations() for output in node.outputs]
+    assert max(rank for rank in ranks if rank is not None) == 4
+
+
+def test_sums_over_pixels_are_products(small_npz):
+    """No reduction of a whole feature map but the last pool's: each takes twice as long."""
+    model = bitlib.load(small_npz)
+    function = tf.function(model, input_signature=[tf.TensorSpec((None, None, None, 3))])
+    graph = function.get_concrete_function().graph
+    reduced = [node.inputs[0].shape.rank for node in graph.get_operations() if node.type == "Mean"]
+    assert reduced.count(4) == 1
+
+
+def test_memory_of_a_port(tmp_path):
+    """Loaded, checked and exported: of 96 MB of arrays, two and a half copies at the most."""
+    np.savez(tmp_path / "x.npz", **random_arrays(Architecture((1, 1, 2, 1), 2.5, 10)))
+    code = f"""
+        import resource, bitlib, bitlib.savedmodel
+        folder = {str(tmp_path)!r}
+        bitlib.port("BiT-XS-R14x0.5", folder + "/warm")
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        before = peak()
+        bitlib.port(folder + "/x.npz", folder + "/x")
+        size = sum(4e-6 * np.prod(s) for s in bitlib.checkpoint.shapes(folder + "/x.npz").values())
+        print((peak() - before) / size)
+    """
+    code = "import numpy as np\n" + textwrap.dedent(code)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(run.stdout.split()[-1]) < 2.5
