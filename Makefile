@@ -14,8 +14,8 @@ run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
 
 test: lint
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -1,8 +1,9 @@
-"""How the stored outputs of the pages are compared, under `pytest --nbval`."""
+"""What all tests run with, and how stored outputs are compared under `pytest --nbval`."""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests side by side share the cores: who waits, sleeps
 
 
 def pytest_collectstart(collector):

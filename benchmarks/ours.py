@@ -18,11 +18,11 @@ from bitlib.zoo import UNITS
 
 
 @cache
-def model(architecture: str, num_classes: int | None = 1000) -> BiT:
+def model(architecture: str, num_classes: int | None = 1000, dtype: str = "float32") -> BiT:
     """A network of the published shape with random weights."""
     keras.utils.set_random_seed(0)
     depth, width = architecture[1:].split("x")
-    return BiT(UNITS[int(depth)], float(width), num_classes)
+    return BiT(UNITS[int(depth)], float(width), num_classes, dtype=dtype)
 
 
 @cache
@@ -38,6 +38,14 @@ def live(architecture: str):
 
 
 @cache
+def bfloat16(architecture: str):
+    """The model with bfloat16 arithmetic, its kernels standardised once."""
+    low = model(architecture, dtype="mixed_bfloat16")
+    with low.constant_kernels():
+        return tf.function(low, input_signature=[savedmodel.INPUTS]).get_concrete_function()
+
+
+@cache
 def frozen(architecture: str):
     """The classifier exported for inference, loaded back."""
     folder = savedmodel.export(model(architecture), f"build/bench/{architecture}", freeze=True)
@@ -48,7 +56,7 @@ def frozen(architecture: str):
 
 def inference(architecture: str, batch: int, size: int, variant: str):
     """One forward pass."""
-    function = {"live": live, "frozen": frozen}[variant](architecture)
+    function = {"live": live, "frozen": frozen, "bfloat16": bfloat16}[variant](architecture)
     return lambda: tf.nest.flatten(function(images(batch, size)))[0].numpy()
 
 

@@ -63,7 +63,7 @@ def model(architecture: str, library: str, layout: str, mode: str, compiled: boo
     net = net.train() if mode == "training" else net.eval()
     if layout == "channels_last":
         net = net.to(memory_format=torch.channels_last)
-    return torch.compile(net) if compiled else net
+    return torch.compile(net, dynamic=False) if compiled else net  # a shape at a time: its fastest
 
 
 @cache

@@ -23,11 +23,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 WORK = ROOT / "build" / "bench"
+RESULTS = HERE / "results.json"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", 5))
 
 EAGER = ("timm", "timm channels_last", "transformers", "transformers channels_last")
 COMPILED = ("timm channels_last compiled", "transformers channels_last compiled")
 OURS = ("live", "frozen")
+APART = ("bfloat16",)  # ours too, but not in the ratio: its results differ from float32's in the third digit
 
 
 class Worker:
@@ -74,7 +76,7 @@ def rows() -> list[dict]:
                 {
                     "name": f"inference {architecture} {size} px, batch {batch}",
                     "case": {"kind": "inference", "architecture": architecture, "batch": batch, "size": size},
-                    "ours": OURS,
+                    "ours": OURS + APART,
                     "peers": () if architecture == "R14x0.5" else EAGER + COMPILED,
                     "gflop": batch * gflop(architecture, size),
                 }
@@ -121,7 +123,7 @@ def measure(row: dict, ours: Worker, peers: Worker | None) -> dict:
             times = {name: [] for name in times}
     medians = {name: statistics.median(values) for name, values in times.items()}
     best_of = lambda names: min((n for n in names if n in medians), key=medians.get, default=None)  # noqa: E731
-    our_best, peer_best = best_of(row["ours"]), best_of(row["peers"])
+    our_best, peer_best = best_of([n for n in row["ours"] if n not in APART]), best_of(row["peers"])
     reachable = row["gflop"] / (2 * 3072**3 / 1e9 / medians["limit"])
     result = {"name": row["name"], "times": times, "failed": failed, "ours": our_best, "peer": peer_best}
     result["share of the limit"] = reachable / medians[our_best]
@@ -183,6 +185,7 @@ def loading(architecture: str) -> dict:
 
     depth, width = architecture[1:].split("x")
     path = WORK / f"{architecture}.npz"
+    (WORK / "ported").mkdir(exist_ok=True)
     if not path.exists():
         np.savez(path, **random_arrays(Architecture(UNITS[int(depth)], float(width), 1000)))
     kinds = [(sys.executable, name, how) for name, how in LOADS.items()]
@@ -198,7 +201,8 @@ def loading(architecture: str) -> dict:
                 found[name].append(None)
                 print(f"{name}: {error}", file=sys.stderr)
     path.unlink()
-    shutil.rmtree(WORK / "ported", ignore_errors=True)
+    (WORK / "ported" / f"{architecture}.copy").unlink()
+    shutil.rmtree(WORK / "ported")
     medians = {
         name: [statistics.median(part) for part in zip(*filter(None, runs), strict=True)]
         for name, runs in found.items()
@@ -207,8 +211,18 @@ def loading(architecture: str) -> dict:
     return {"name": f"porting {architecture}", "seconds and GB": medians}
 
 
-def importing() -> dict:
-    """What an import costs."""
+def timed(command: list[str]) -> float:
+    """Seconds that a command takes, the median of three."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def processes() -> dict:
+    """What imports and pages take, as multiples of `import tensorflow`."""
     kinds = {
         "bitlib, and a look into the catalogue": (
             sys.executable,
@@ -217,16 +231,17 @@ def importing() -> dict:
         "tensorflow": (sys.executable, "import tensorflow"),
         "transformers' BiT": (PEERS_PYTHON, "from transformers import BitForImageClassification"),
     }
-    found = {}
-    for name, (python, code) in kinds.items():
-        if Path(python).exists():
-            times = []
-            for _ in range(3):
-                started = time.perf_counter()
-                subprocess.run([str(python), "-c", code], cwd=ROOT, check=True, capture_output=True)
-                times.append(time.perf_counter() - started)
-            found[name] = statistics.median(times)
-    return {"name": "import", "seconds": found}
+    found = {
+        f"import {name}": timed([str(python), "-c", code])
+        for name, (python, code) in kinds.items()
+        if Path(python).exists()
+    }
+    for page in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        out = str(WORK / page.name)
+        found[f"page {page.stem[:2]}"] = timed(
+            [sys.executable, "-m", "papermill", str(page), out, "--cwd", str(WORK)]
+        )
+    return {"name": "processes", "seconds": found}
 
 
 def write_jpegs() -> None:
@@ -246,21 +261,27 @@ def write_jpegs() -> None:
 def table(results: list[dict]) -> str:
     """The comparison, as Markdown."""
     lines = [
-        "| | ours : fastest peer | of the limit: ours | frozen | peer | fastest peer |",
-        "|---|---:|---:|---:|---:|---|",
+        "| | ours : fastest peer | of the limit: ours | frozen | bfloat16 | peer | fastest peer |",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]
     for result in results:
         if "share of the limit" not in result:
             continue
         ratio = f"**{result['ratio']:.2f}**" if "ratio" in result else "–"
-        shares = [result.get(name) for name in ("live share", "frozen share", "peer's share")]
+        shares = [
+            result.get(name) for name in ("live share", "frozen share", "bfloat16 share", "peer's share")
+        ]
         told = [f"{share:.0%}" if share else "–" for share in shares]
         lines.append(f"| {result['name']} | {ratio} | {' | '.join(told)} | {result['peer'] or '–'} |")
     for result in results:
         for name, (seconds, memory) in result.get("seconds and GB", {}).items():
             copy = result["seconds and GB"]["plain copy of the file"][0]
             lines.append(
-                f"| {result['name']}: {name} | {seconds / copy:.1f} × a copy | {memory:.2f} GB | | | |"
+                f"| {result['name']}: {name} | {seconds / copy:.1f} × a copy | {memory:.2f} GB | | | | |"
+            )
+        for name, seconds in result.get("seconds", {}).items():
+            lines.append(
+                f"| {name} | {seconds / result['seconds']['import tensorflow']:.1f} × TensorFlow | | | | | |"
             )
     return "\n".join(lines)
 
@@ -274,23 +295,30 @@ def main() -> None:
     peers = Worker(PEERS_PYTHON, "peers.py") if PEERS_PYTHON.exists() else None
     if peers is None:
         print("no peers: make bench installs them", file=sys.stderr)
-    results = []
     for row in rows():
         if all(word in row["name"] for word in words):
-            results.append(measure(row, ours, peers))
-            print(table(results[-1:]).splitlines()[-1], results[-1]["failed"] or "", flush=True)
+            keep(measure(row, ours, peers))
     for worker in filter(None, (ours, peers)):
         worker.process.kill()
-    if not words or "porting" in words:
-        results += [loading("R50x1"), loading("R152x2")]
-    if not words or "import" in words:
-        results.append(importing())
-    path = HERE / "results.json"
-    known = {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}
-    known |= {row["name"]: row for row in results}
-    path.write_text(json.dumps(list(known.values()), indent=1) + "\n")
-    figure(list(known.values())).savefig(HERE / "results.png", dpi=120)
-    print("\n" + table(list(known.values())))
+    for architecture in ("R50x1", "R152x2"):
+        if all(word in f"porting {architecture}" for word in words):
+            keep(loading(architecture))
+    if all(word in "processes" for word in words):
+        keep(processes())
+    figure(kept()).savefig(HERE / "results.png", dpi=120)
+    print("\n" + table(kept()))
+
+
+def kept() -> list[dict]:
+    """The last result of each row."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def keep(result: dict) -> None:
+    """Write a row's result, in the place of its last one, and show it."""
+    known = {row["name"]: row for row in kept()} | {result["name"]: result}
+    RESULTS.write_text(json.dumps(list(known.values()), indent=1) + "\n")
+    print(table([result]).split("\n", 2)[-1], result.get("failed") or "", flush=True)
 
 
 def figure(results: list[dict]):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_hub as hub
 from PIL import Image
 
-from bitlib import checkpoint, datasets, zoo
+from bitlib import checkpoint, datasets, pages, zoo
 from bitlib.checkpoint import Architecture
 from tests.conftest import SMALL, random_arrays
 
@@ -108,7 +108,8 @@ class TestPorting:
         np.testing.assert_allclose(logits, checkpoint.load(deep_npz)(image), atol=1e-4 * np.abs(logits).max())
 
     def test_a_new_head_for_inputs_in_0_1(self, run, wide_npz, tmp_path):
-        run("01", checkpoint=str(wide_npz), head=7, input_range=[0, 1], output="elsewhere")
+        page = run("01", checkpoint=str(wide_npz), head=7, input_range=[0, 1], output="elsewhere")
+        assert printed(page).count("agrees\n") == 4
         loaded = hub.load(str(tmp_path / "elsewhere" / "wide" / "ported" / "1"))
         assert loaded(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 7)
         features = hub.load(str(tmp_path / "elsewhere" / "wide" / "features" / "1"))
@@ -116,14 +117,8 @@ class TestPorting:
         expected = checkpoint.load(wide_npz, head=None)(image)
         np.testing.assert_allclose(features((image + 1) / 2), expected, atol=1e-4 * np.max(expected))
 
-    def test_the_bundled_model_for_inputs_in_0_1(self, run):
-        page = run("01", input_range=[0, 1])
-        assert printed(page).count("agrees\n") == 4
-
-    @pytest.mark.parametrize("form", [list, lambda names: "[" + ", ".join(names) + "]"])
-    def test_a_list_of_checkpoints(self, run, published, tmp_path, form):
-        names = ["R50x1_160", "google/bit/m-r50x1/1"]
-        page = run("01", checkpoints=form(names))
+    def test_a_list_of_checkpoints(self, run, published, tmp_path):
+        page = run("01", checkpoints="[R50x1_160, google/bit/m-r50x1/1]")
         assert "3 SavedModels, all of them agree with the reference" in printed(page)
         image = np.random.default_rng(0).uniform(-1, 1, (1, 48, 48, 3)).astype("float32")
         expected = checkpoint.load(published / "BiT-M-R50x1.npz", head=None)(image)
@@ -141,20 +136,29 @@ class TestPorting:
 
 
 class TestInference:
-    def test_a_folder_of_photographs(self, run, photos):
-        page = run("02", images=str(photos), top_k=3)
-        assert "flower.jpg: " in printed(page)
-        assert "grey_china.png: " in printed(page)
-
-    def test_another_checkpoint(self, run, deep_npz):
-        page = run("02", checkpoint=str(deep_npz), resolution=64)
+    def test_a_folder_of_photographs_and_another_checkpoint(self, run, photos, deep_npz):
+        page = run("02", checkpoint=str(deep_npz), images=str(photos), top_k=3, resolution=64)
         assert "classes are shown as numbers: the model has no published class list" in printed(page)
-        assert "china.jpg: class " in printed(page)
+        assert "flower.jpg: class " in printed(page)
+        assert "grey_china.png: class " in printed(page)
 
-    def test_a_list_of_files_at_another_resolution(self, run, photos):
+    def test_a_list_of_files_and_a_vtab_task(self, run, photos, published):
         files = [str(photos / "china.jpg"), str(photos / "flower.jpg")]
-        page = run("02", images=files, resolution=96, top_k=1)
-        assert "96 pixels" in printed(page)
+        page = run("02", checkpoint="BiT-M-R50x1-run0-dtd", images=files, resolution=96, top_k=1)
+        assert "BiT-M-R50x1-run0-dtd: R50x1, 5 classes, 96 pixels" in printed(page)
+
+    def test_21843_classes(self, run, published):
+        lemmas = "\n".join(f"synset_{index}, other" for index in range(21843))
+        (published / "imagenet21k_wordnet_lemmas.txt").write_text(lemmas)
+        page = run("02", checkpoint="google/bit/m-r50x1/imagenet21k_classification/1", resolution=64)
+        assert "BiT-M-R50x1: R50x1, 21843 classes, 64 pixels" in printed(page)
+        assert "flower.jpg: synset " in printed(page)
+
+    def test_no_class_list_at_hand(self, run, published):
+        page = run("02", checkpoint="R50x1_160")
+        assert "R50x1_160: R50x1, 1000 classes, 160 pixels" in printed(page)
+        missing = "classes are shown as numbers: ilsvrc2012_wordnet_lemmas.txt: not in BITLIB_MIRROR"
+        assert missing in printed(page)
 
 
 class TestFeatureExtraction:
@@ -162,8 +166,8 @@ class TestFeatureExtraction:
         page = run("03", images=str(letters), shots=[1, 2], draws=2)
         assert "42 pictures of 3 classes, 18 for testing" in printed(page)
 
-    def test_another_checkpoint(self, run, wide_npz):
-        page = run("03", checkpoint=str(wide_npz), resolution=64, shots=[5], draws=1)
+    def test_a_published_model(self, run, published):
+        page = run("03", checkpoint="R50x1_160", resolution=48, shots=[1], draws=1)
         assert "the exported features are those of the Keras model" in printed(page)
 
     def test_another_seed_and_other_shots(self, run):
@@ -183,45 +187,31 @@ class TestFineTuning:
         tuned = checkpoint.load(tmp_path / "models" / "BiT-XS-R14x0.5" / "tuned.npz")
         assert tuned.num_classes == 3
 
-    def test_another_checkpoint(self, run, wide_npz):
-        page = run("04", checkpoint=str(wide_npz), resolution=48, mistakes=False, shots=3, **QUICK)
-        assert "through the hub: the same logits" in printed(page)
-        assert "| crop | 48 |" in str(page.cells)
-
     def test_another_seed_and_other_shots(self, run):
         page = run("04", seed=5, shots=2, mistakes=False, **QUICK)
         assert "20 to learn from, 798 to test on" in printed(page)
         assert "resumed: the weights of an unbroken run, bit for bit" in printed(page)
 
-    def test_a_data_set_of_tfds(self, run, trees):
-        page = run("04", data_set="trees", data_dir=str(trees), shots=1, mistakes=False, **QUICK)
+    def test_a_data_set_of_tfds_and_another_checkpoint(self, run, trees, wide_npz):
+        data = {"data_set": "trees", "data_dir": str(trees), "shots": 1, "mistakes": False}
+        page = run("04", checkpoint=str(wide_npz), resolution=48, **data, **QUICK)
         assert "12 pictures of 3 classes\n3 to learn from, 5 to test on" in printed(page)
+        assert "through the hub: the same logits" in printed(page)
+        assert "| crop | 48 |" in str(page.cells)
 
 
-class TestEveryKindOfCheckpoint:
-    """Pages take each kind of published model by one parameter: its own labels, activation, preprocessing."""
+@pytest.mark.parametrize(
+    "told", [["a", "b"], ("a", "b"), "[a, b]", "['a', 'b']", '["a", "b"]', "a, b", "a,b,"]
+)
+def test_a_list_however_it_is_told(told):
+    assert pages.listed(told) == ["a", "b"]
 
-    def test_inference_with_21843_classes(self, run, published):
-        lemmas = "\n".join(f"synset_{index}, other" for index in range(21843))
-        (published / "imagenet21k_wordnet_lemmas.txt").write_text(lemmas)
-        page = run("02", checkpoint="google/bit/m-r50x1/imagenet21k_classification/1", resolution=64)
-        assert "BiT-M-R50x1: R50x1, 21843 classes, 64 pixels" in printed(page)
-        assert "flower.jpg: synset " in printed(page)
 
-    def test_inference_without_the_class_list(self, run, published):
-        page = run("02", checkpoint="R50x1_160")
-        assert "R50x1_160: R50x1, 1000 classes, 160 pixels" in printed(page)
-        assert "classes are shown as numbers: ilsvrc2012_wordnet_lemmas.txt: not in BITLIB_MIRROR" in printed(
-            page
-        )
-
-    def test_inference_of_a_vtab_task(self, run, published):
-        page = run("02", checkpoint="BiT-M-R50x1-run0-dtd", resolution=64)
-        assert "classes are shown as numbers: the model has no published class list" in printed(page)
-
-    def test_features_of_a_published_model(self, run, published):
-        page = run("03", checkpoint="R50x1_160", resolution=48, shots=[1], draws=1)
-        assert "the exported features are those of the Keras model" in printed(page)
+@pytest.mark.parametrize(
+    ("told", "expected"), [([], []), ("", []), ("[]", []), ("[1, 2]", [1, 2]), ("7", [7])]
+)
+def test_a_list_of_none_or_of_numbers(told, expected):
+    assert pages.listed(told) == expected
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
