@@ -149,9 +149,9 @@ def one_process(python, code: str, *arguments) -> tuple[float, float]:
 
 
 MEASURED = """
-import resource, sys, time
+import sys, time
 {imports}
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 2**20
 path, folder = sys.argv[1:3]
 before, started = peak(), time.perf_counter()
 {work}
@@ -211,10 +211,10 @@ def loading(architecture: str) -> dict:
     return {"name": f"porting {architecture}", "seconds and GB": medians}
 
 
-def timed(command: list[str]) -> float:
-    """Seconds that a command takes, the median of three."""
+def timed(command: list[str], rounds: int = 3) -> float:
+    """Seconds that a command takes, the median of some rounds."""
     times = []
-    for _ in range(3):
+    for _ in range(rounds):
         started = time.perf_counter()
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         times.append(time.perf_counter() - started)
@@ -237,10 +237,8 @@ def processes() -> dict:
         if Path(python).exists()
     }
     for page in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        out = str(WORK / page.name)
-        found[f"page {page.stem[:2]}"] = timed(
-            [sys.executable, "-m", "papermill", str(page), out, "--cwd", str(WORK)]
-        )
+        command = [sys.executable, "-m", "papermill", page, WORK / page.name, "--cwd", WORK]
+        found[f"page {page.stem[:2]}"] = timed([str(part) for part in command], rounds=1)
     return {"name": "processes", "seconds": found}
 
 

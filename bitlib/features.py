@@ -14,7 +14,7 @@ def extract(
 ) -> np.ndarray:
     """What a network makes of images, before its head.
 
-    One batch is in memory at a time, besides the result.
+    Two batches are in memory at a time, besides the result: one that is computed, one that is read.
 
     Args:
         model: a `bitlib.model.BiT`, with or without a head.
@@ -42,32 +42,48 @@ def extract(
         raise ValueError(f"stage: expected one of {', '.join(STAGES)}, received {stage!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, received {batch_size}")
-
-    def compute(batch):
-        result = model.stages(batch)[stage]
-        return tf.reduce_mean(result, axis=(1, 2)) if pool and stage != "features" else result
-
-    compiled = None
+    compute = _traced(model, stage, pool and stage != "features")
     results = []
     total = len(images) if hasattr(images, "__len__") else None
     with tqdm(total=total, unit="image", disable=not verbose) as progress:
         for batch in _batches(images, batch_size):
             check_range(batch)
-            if compiled is None:
-                shape = tf.TensorSpec((None, *batch.shape[1:]), tf.float32)
-                compiled = tf.function(compute).get_concrete_function(shape)
-            results.append(compiled(tf.constant(batch, tf.float32)).numpy().astype(np.float32))
+            results.append(compute(tf.constant(batch, tf.float32)).numpy().astype(np.float32))
             progress.update(len(batch))
     if not results:
         raise ValueError("images: expected at least one, received none")
     return np.concatenate(results)
 
 
+def _traced(model, stage: str, average: bool):
+    """The graph that computes a stage: traced once and kept with its model, for an R50x1 takes as long to
+    trace as fifty images to compute."""
+    import tensorflow as tf
+
+    # Past Keras, which would look for layers in it; and not where kernels are constants for the moment.
+    kept = vars(model).setdefault("_extractors", {}) if model.root.constant_kernel is None else {}
+    if (stage, average) not in kept:
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
+        def compute(batch):
+            result = model.stages(batch)[stage]
+            return tf.reduce_mean(result, axis=(1, 2)) if average else result
+
+        kept[stage, average] = compute
+    return kept[stage, average]
+
+
 def _batches(images, batch_size: int) -> Iterator[np.ndarray]:
     """Whatever holds images -> arrays of up to `batch_size` of them; of pairs the first."""
+    import tensorflow as tf
+
     if isinstance(images, np.ndarray):
         for start in range(0, len(images), batch_size):
             yield images[start : start + batch_size]
+        return
+    if isinstance(images, tf.data.Dataset):  # read the next batch while one is computed
+        alone = images.map(lambda image, *_: image)
+        yield from alone.batch(batch_size).prefetch(1).as_numpy_iterator()
         return
     collected: list[np.ndarray] = []
     for image in images:

@@ -1,8 +1,20 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from bitlib import checkpoint
 from bitlib.checkpoint import Architecture
+
+PEAK = """
+def peak():
+    # Not getrusage: what that tells of a new process is the peak of the one that started it, if larger.
+    with open("/proc/self/status") as status:
+        return int(status.read().split("VmHWM:")[1].split()[0]) / 1024
+"""
+"""Code of a function that tells the peak memory of its process in MiB."""
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux only")
 
 SMALL = Architecture((1, 2, 1, 1), 0.5, 11)
 

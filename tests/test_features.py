@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -60,6 +63,31 @@ class TestExtract:
         with pytest.raises(InterruptedError):
             features.extract(model, endless(), batch_size=4)
         assert computed[0] == 4
+
+    def test_one_graph_for_all_calls(self, model, images, monkeypatch):
+        traced = []
+        stages = model.stages
+        monkeypatch.setattr(model, "stages", lambda batch: traced.append(1) or stages(batch))
+        before = features.extract(model, images)
+        model.root.kernel.assign(model.root.kernel[:, ::-1])
+        after = features.extract(model, images[:, :, :32], batch_size=2)
+        assert len(traced) == 1
+        np.testing.assert_allclose(after, stages(images[:, :, :32])["features"], rtol=1e-4, atol=1e-4)
+        assert np.abs(before - features.extract(model, images)).max() > 0.1
+
+    def test_a_graph_of_constants_is_not_kept(self, model, images):
+        with model.constant_kernels():
+            before = features.extract(model, images)
+        model.root.kernel.assign(model.root.kernel[:, ::-1])
+        assert np.abs(before - features.extract(model, images)).max() > 0.1
+
+    def test_the_graph_does_not_outlive_its_model(self, small_npz, images):
+        model = bitlib.load(small_npz)
+        features.extract(model, images)
+        alive = weakref.ref(model)
+        del model
+        gc.collect()
+        assert alive() is None
 
     def test_refusals(self, model, images):
         with pytest.raises(ValueError, match="^stage: expected one of root"):

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import bitlib
 from bitlib.checkpoint import Architecture
-from tests.conftest import random_arrays
+from tests.conftest import PEAK, needs_proc, random_arrays
 
 NORMS, CONVOLUTIONS = 3 * 5 + 1, 1 + 3 * 5 + 4  # of units (1, 2, 1, 1)
 
@@ -76,19 +76,19 @@ def test_sums_over_pixels_are_products(small_npz):
     assert reduced.count(4) == 1
 
 
+@needs_proc
 def test_memory_of_a_port(tmp_path):
     """Loaded, checked and exported: of 96 MB of arrays, two and a half copies at the most."""
     np.savez(tmp_path / "x.npz", **random_arrays(Architecture((1, 1, 2, 1), 2.5, 10)))
     code = f"""
-        import resource, bitlib, bitlib.savedmodel
+        import bitlib, bitlib.savedmodel
         folder = {str(tmp_path)!r}
         bitlib.port("BiT-XS-R14x0.5", folder + "/warm")
-        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         before = peak()
         bitlib.port(folder + "/x.npz", folder + "/x")
         size = sum(4e-6 * np.prod(s) for s in bitlib.checkpoint.shapes(folder + "/x.npz").values())
         print((peak() - before) / size)
     """
-    code = "import numpy as np\n" + textwrap.dedent(code)
+    code = "import numpy as np\n" + PEAK + textwrap.dedent(code)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(run.stdout.split()[-1]) < 2.5
+    assert 0.9 < float(run.stdout.split()[-1]) < 2.5
