@@ -64,12 +64,12 @@ def _traced(model, stage: str, average: bool):
     kept = vars(model).setdefault("_extractors", {}) if model.root.constant_kernel is None else {}
     if (stage, average) not in kept:
 
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
         def compute(batch):
             result = model.stages(batch)[stage]
             return tf.reduce_mean(result, axis=(1, 2)) if average else result
 
-        kept[stage, average] = compute
+        images = tf.TensorSpec((None, None, None, 3), tf.float32)
+        kept[stage, average] = tf.function(compute).get_concrete_function(images)
     return kept[stage, average]
 
 

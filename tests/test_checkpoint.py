@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bitlib
-from bitlib import checkpoint
+from bitlib import checkpoint, zoo
 from bitlib.checkpoint import Architecture, CheckpointError
 from tests.conftest import PEAK, SMALL, needs_proc, random_arrays
 
@@ -258,14 +258,14 @@ class TestLoad:
 
     @needs_proc
     def test_memory_stays_near_one_copy(self, tmp_path):
-        """Of 96 MB of arrays, loading may hold one model and little more."""
-        np.savez(tmp_path / "x.npz", **random_arrays(Architecture((1, 1, 2, 1), 2.5, 10)))
+        """Of the arrays of an R50x1, loading may hold one model and little more."""
+        np.savez(tmp_path / "x.npz", **random_arrays(Architecture(zoo.UNITS[50], 1, 1000)))
         code = f"""
             import keras, bitlib
             bitlib.load("BiT-XS-R14x0.5")
             before = peak()
             model = bitlib.load({str(tmp_path / "x.npz")!r})
-            print((peak() - before) / (4e-6 * model.count_params()))
+            print((peak() - before) * 2**20 / (4 * model.count_params()))
         """
         run = subprocess.run(
             [sys.executable, "-c", PEAK + textwrap.dedent(code)], capture_output=True, text=True, check=True
