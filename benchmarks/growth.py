@@ -18,7 +18,6 @@ from bitlib.model import BiT
 from bitlib.zoo import UNITS
 
 depth, width, batch, size = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 2**20
 model = BiT(UNITS[depth], width, 1000, kernel_initializer="zeros")
 with model.constant_kernels():
     run = tf.function(model, input_signature=[savedmodel.INPUTS]).get_concrete_function()

@@ -14,15 +14,14 @@ from protocol import serve
 
 from bitlib import datasets, features, finetune, hyperrule, savedmodel
 from bitlib.model import BiT
-from bitlib.zoo import UNITS
+from bitlib.zoo import units_and_width
 
 
 @cache
 def model(architecture: str, num_classes: int | None = 1000, dtype: str = "float32") -> BiT:
     """A network of the published shape with random weights."""
     keras.utils.set_random_seed(0)
-    depth, width = architecture[1:].split("x")
-    return BiT(UNITS[int(depth)], float(width), num_classes, dtype=dtype)
+    return BiT(*units_and_width(architecture), num_classes, dtype=dtype)
 
 
 @cache

@@ -51,11 +51,10 @@ class Worker:
 def gflop(architecture: str, size: int) -> float:
     """Multiplications and additions of one forward pass, in 10⁹: those of its convolutions."""
     from bitlib.checkpoint import Architecture, layout
-    from bitlib.zoo import UNITS
+    from bitlib.zoo import units_and_width
 
-    depth, width = architecture[1:].split("x")
     total = 0.0
-    for name, shape in layout(Architecture(UNITS[int(depth)], float(width), 1000)).items():
+    for name, shape in layout(Architecture(*units_and_width(architecture), 1000)).items():
         if not name.endswith("kernel"):
             continue
         block = int(name[len("resnet/block")]) if "/block" in name else 0
@@ -136,10 +135,16 @@ def measure(row: dict, ours: Worker, peers: Worker | None) -> dict:
     return result
 
 
+PEAK = """
+peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 2**20
+"""
+"""What `one_process` puts before its code: a function that tells the peak memory in GB."""
+
+
 def one_process(python, code: str, *arguments) -> tuple[float, float]:
     """Seconds and peak memory in GB that code in a process of its own reports as its last line."""
     run = subprocess.run(
-        [str(python), "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        [str(python), "-c", PEAK + code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
     if run.returncode:
@@ -151,7 +156,6 @@ def one_process(python, code: str, *arguments) -> tuple[float, float]:
 MEASURED = """
 import sys, time
 {imports}
-peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 2**20
 path, folder = sys.argv[1:3]
 before, started = peak(), time.perf_counter()
 {work}
@@ -180,14 +184,13 @@ def loading(architecture: str) -> dict:
     import numpy as np
 
     from bitlib.checkpoint import Architecture
-    from bitlib.zoo import UNITS
+    from bitlib.zoo import units_and_width
     from tests.conftest import random_arrays
 
-    depth, width = architecture[1:].split("x")
     path = WORK / f"{architecture}.npz"
     (WORK / "ported").mkdir(exist_ok=True)
     if not path.exists():
-        np.savez(path, **random_arrays(Architecture(UNITS[int(depth)], float(width), 1000)))
+        np.savez(path, **random_arrays(Architecture(*units_and_width(architecture), 1000)))
     kinds = [(sys.executable, name, how) for name, how in LOADS.items()]
     if PEERS_PYTHON.exists():
         kinds += [(PEERS_PYTHON, name, how) for name, how in PEER_LOADS.items()]

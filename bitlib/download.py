@@ -205,7 +205,7 @@ class _Answer:
     def continues(self, response, position: int) -> bool:
         """Whether a partial answer goes on at that position of the same file."""
         told = response.headers.get("Content-Range", "")
-        start, _, total = told.removeprefix("bytes ").partition("-")[0], None, told.rpartition("/")[2]
+        start, total = told.removeprefix("bytes ").partition("-")[0], told.rpartition("/")[2]
         same = self.length is None or _number(total) in (None, self.length)
         etag = response.headers.get("ETag")
         return _number(start) == position and same and (not (etag and self.etag) or etag == self.etag)

@@ -41,17 +41,15 @@ Keras 3, for inference:
 
 def text(model, input_range: tuple[float, float], frozen: bool) -> str:
     """The card of a `bitlib.model.BiT` that is exported for inputs in `input_range`, as Markdown."""
-    card = None
+    card, known = None, False
     weights = "made here, not loaded from a file"
     if model.origin:
         source, file = model.origin
         card = zoo.card_of(source)
+        known = card.name in zoo.names()
         path = Path(file)
         digest = f", SHA-256 `{sha256(path)}`" if path.is_file() else ""
-        weights = f"`{path.name}`{digest}" + (
-            f", published at {card.url}" if _published(card) and card.url else ""
-        )
-    known = card is not None and _published(card)
+        weights = f"`{path.name}`{digest}" + (f", published at {card.url}" if known and card.url else "")
     if model.tuned:
         weights += ", fine-tuned since"
     output = "features" if model.head is None else "logits"
@@ -76,10 +74,6 @@ def text(model, input_range: tuple[float, float], frozen: bool) -> str:
         hub="" if frozen else ", to train it further with `trainable=True`",
         trainable="" if frozen else ", trainable=True",
     )
-
-
-def _published(card: zoo.Card) -> bool:
-    return card.name in zoo.names()
 
 
 def _meaning(card: zoo.Card) -> str:

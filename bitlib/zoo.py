@@ -159,11 +159,16 @@ class Card:
             return None
         from bitlib.checkpoint import Architecture, layout
 
-        depth, width = self.architecture[1:].split("x")
-        return layout(Architecture(UNITS[int(depth)], float(width), self.num_classes))
+        return layout(Architecture(*units_and_width(self.architecture), self.num_classes))
 
     def _repr_markdown_(self) -> str:
         return Table([self])._repr_markdown_()
+
+
+def units_and_width(architecture: str) -> tuple[tuple[int, ...], float]:
+    """The network that a name such as `R50x1` stands for: units in each block, and width."""
+    depth, width = architecture[1:].split("x")
+    return UNITS[int(depth)], float(width)
 
 
 def _size_of_npz(shapes: dict, zip64_headers: bool) -> int:
