@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, partial
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -45,17 +45,24 @@ def bfloat16(architecture: str):
 
 
 @cache
-def frozen(architecture: str):
+def frozen(architecture: str, jit_compile: bool = False):
     """The classifier exported for inference, loaded back."""
-    folder = savedmodel.export(model(architecture), f"build/bench/{architecture}", freeze=True)
-    loaded = tf.saved_model.load(str(folder))
+    folder = f"build/bench/{architecture}{'-compiled' * jit_compile}"
+    savedmodel.export(model(architecture), folder, freeze=True, jit_compile=jit_compile)
+    loaded = tf.saved_model.load(folder)
     frozen.kept = [*getattr(frozen, "kept", []), loaded]  # a signature does not keep its object alive
     return loaded.signatures["serving_default"]
 
 
 def inference(architecture: str, batch: int, size: int, variant: str):
     """One forward pass."""
-    function = {"live": live, "frozen": frozen, "bfloat16": bfloat16}[variant](architecture)
+    made = {
+        "live": live,
+        "frozen": frozen,
+        "bfloat16": bfloat16,
+        "compiled": partial(frozen, jit_compile=True),
+    }
+    function = made[variant](architecture)
     return lambda: tf.nest.flatten(function(images(batch, size)))[0].numpy()
 
 
@@ -66,8 +73,10 @@ def training(architecture: str, batch: int, size: int, variant: str):
     plan = hyperrule.plan(100, size, base_lr=1e-6, **settings)
     optimizer = finetune._optimizer(net, plan)
     optimizer.build(net.trainable_variables)
-    strategy = tf.distribute.get_strategy()
-    step = finetune._train_step(net, optimizer, net.trainable_variables, strategy, plan, 1)
+    step = finetune._train_step(
+        net, optimizer, net.trainable_variables, tf.distribute.get_strategy(), plan,
+        jit_compile=variant == "compiled",
+    )  # fmt: skip
     labels = tf.one_hot(np.arange(batch) % 1000, 1000)
     return lambda: float(step(images(batch, size), labels))
 

@@ -39,7 +39,7 @@ Keras 3, for inference:
 """
 
 
-def text(model, input_range: tuple[float, float], frozen: bool) -> str:
+def text(model, input_range: tuple[float, float], frozen: bool, compiled: bool) -> str:
     """The card of a `bitlib.model.BiT` that is exported for inputs in `input_range`, as Markdown."""
     card, known = None, False
     weights = "made here, not loaded from a file"
@@ -61,6 +61,7 @@ def text(model, input_range: tuple[float, float], frozen: bool) -> str:
             f"{model.count_params():,} parameters"
             + (f", trained on {card.trained_on}" if known else "")
             + ("; for inference only, its weights are constants" if frozen else "")
+            + ("; XLA compiles parts of it at the first call with each shape of images" if compiled else "")
             + "."
         ),
         weights=weights + ".",

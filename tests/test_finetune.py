@@ -128,13 +128,15 @@ class TestFreeze:
 
 
 class TestSplitting:
-    @pytest.mark.parametrize("accumulate", [2, 3, 8])
-    def test_accumulated_batches_are_the_whole_batch(self, small_npz, examples, accumulate):
+    @pytest.mark.parametrize(
+        "how", [{"accumulate": 2}, {"accumulate": 3, "jit_compile": True}, {"accumulate": 8}]
+    )
+    def test_accumulated_batches_are_the_whole_batch(self, small_npz, examples, how):
         plan = a_plan(mixup_alpha=0.2, base_lr=0.1)
         one, other = (bitlib.load(small_npz, head=3) for _ in range(2))
         before = weights(one)
         plain = finetune.fit(one, examples, plan, verbose=0)
-        parts = finetune.fit(other, examples, plan, verbose=0, accumulate=accumulate)
+        parts = finetune.fit(other, examples, plan, verbose=0, **how)
         np.testing.assert_allclose(parts.loss, plain.loss, rtol=1e-4)
         difference = largest_change(weights(one), weights(other))
         assert difference < 2e-3 * largest_change(before, weights(one))
@@ -379,7 +381,7 @@ examples = rng.uniform(-1, 1, (24, 40, 40, 3)).astype("float32"), np.arange(24) 
 with strategy.scope():
     model = bitlib.load(archive, head=3)
 plan = a_plan(mixup_alpha=0.2, base_lr=0.1)
-history = finetune.fit(model, examples, plan, examples, verbose=0)
+history = finetune.fit(model, examples, plan, examples, verbose=0, jit_compile=True)
 np.savez(f"{folder}/worker0.npz", loss=history.loss, **{v.path: v.numpy() for v in model.variables})
 try:
     finetune.fit(model, examples, a_plan(batch_size=9))

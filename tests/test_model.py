@@ -10,6 +10,7 @@ from bitlib.model import (
     BiT,
     GroupNorm,
     check_range,
+    compiled_norms,
     group_norm_relu,
     standardize,
     written_gradients,
@@ -139,8 +140,9 @@ def test_standardize_in_float64_terms():
     np.testing.assert_allclose(standardize(kernel), exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("mean", [0, 10, 1000])
-def test_group_norm_keeps_its_digits_where_the_mean_is_large(mean):
+def test_group_norm_keeps_its_digits_where_the_mean_is_large(mean, compiled):
     x = np.random.default_rng(0).normal(mean, 1, (2, 9, 7, 64)).astype("float32")
     layer = GroupNorm()
     layer.build(x.shape)
@@ -148,7 +150,9 @@ def test_group_norm_keeps_its_digits_where_the_mean_is_large(mean):
     exact = (grouped - grouped.mean((1, 2, 4), keepdims=True)) / np.sqrt(
         grouped.var((1, 2, 4), keepdims=True) + 1e-5
     )
-    np.testing.assert_allclose(layer(x), np.maximum(exact.reshape(x.shape), 0), atol=3e-7 * max(mean, 10))
+    with compiled_norms(compiled):
+        result = layer(x)
+    np.testing.assert_allclose(result, np.maximum(exact.reshape(x.shape), 0), atol=3e-7 * max(mean, 10))
 
 
 class TestWrittenGradients:
@@ -176,7 +180,8 @@ class TestWrittenGradients:
 
         self.compare(standardize, exact, np.random.default_rng(0).normal(mean, 1, (3, 3, 8, 16)))
 
-    def test_of_group_norm_and_relu(self):
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_of_group_norm_and_relu(self, compiled):
         def exact(x, gamma, beta):
             grouped = tf.reshape(x, (2, 30, 32, 2))
             mean, variance = tf.nn.moments(grouped, (1, 3), keepdims=True)
@@ -184,7 +189,8 @@ class TestWrittenGradients:
 
         rng = np.random.default_rng(0)
         gamma, beta = rng.normal(size=64), rng.normal(size=64)
-        self.compare(group_norm_relu, exact, rng.normal(1, 2, (2, 30, 64)), gamma, beta)
+        with compiled_norms(compiled):
+            self.compare(group_norm_relu, exact, rng.normal(1, 2, (2, 30, 64)), gamma, beta)
 
     def test_of_a_whole_network(self, small, images):
         """By differences: the loss falls as the gradient says when one walks against it."""

@@ -115,8 +115,8 @@ def test_saved_model_cli_shows_a_clear_signature(exported):
         assert f"shape: (-1, {channels})" in shown
 
 
-def test_tflite(exported, images):
-    path, model = exported["logits", -1]
+def tflite(path, images):
+    """Logits of a SavedModel converted to TensorFlow Lite."""
     converter = tf.lite.TFLiteConverter.from_saved_model(str(path))
     interpreter = tf.lite.Interpreter(model_content=converter.convert())
     (entry,), (out,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -124,7 +124,12 @@ def test_tflite(exported, images):
     interpreter.allocate_tensors()
     interpreter.set_tensor(entry["index"], images)
     interpreter.invoke()
-    close(interpreter.get_tensor(out["index"]), model(images).numpy())
+    return interpreter.get_tensor(out["index"])
+
+
+def test_tflite(exported, images):
+    path, model = exported["logits", -1]
+    close(tflite(path, images), model(images).numpy())
 
 
 class TestFreeze:
@@ -136,6 +141,29 @@ class TestFreeze:
         close(loaded.signatures["serving_default"](inputs=images)["logits"], model(images).numpy())
         assert not loaded.signatures["serving_default"].variables
         assert sum(file.stat().st_size for file in (path / "variables").iterdir()) < 10_000
+
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    def test_any_batch(self, tmp_path, small_npz, jit_compile):
+        """Halves of one, of odd numbers, of none."""
+        model = bitlib.load(small_npz)
+        loaded = tf.saved_model.load(
+            str(bitlib.export(model, tmp_path / "m", freeze=True, jit_compile=jit_compile))
+        )
+        images = np.random.default_rng(0).uniform(-1, 1, (5, 32, 48, 3)).astype("float32")
+        expected = model(images).numpy()
+        assert np.ptp(expected) > 0.1
+        for number in (1, 2, 5):
+            close(loaded(images[:number]).numpy(), expected[:number])
+        assert loaded(images[:0]).shape == (0, expected.shape[1])
+
+    def test_compiled_only_if_frozen(self, tmp_path, small_npz):
+        with pytest.raises(ValueError, match="^jit_compile: expected False, or freeze=True"):
+            bitlib.export(bitlib.load(small_npz), tmp_path / "m", jit_compile=True)
+        assert not (tmp_path / "m").exists()
+
+    def test_tflite(self, tmp_path, small_npz, images):
+        model = bitlib.load(small_npz)
+        close(tflite(bitlib.export(model, tmp_path / "m", freeze=True), images), model(images).numpy())
 
     def test_no_kernel_is_standardised_again(self, tmp_path, small_npz):
         """GroupNorm takes one reciprocal root a norm; standardisation would add one a convolution."""

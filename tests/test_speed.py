@@ -54,6 +54,24 @@ def test_a_frozen_graph_standardises_nothing_and_reads_no_variable(graphs):
     assert frozen["VarHandleOp"] == 0
 
 
+def test_a_frozen_graph_computes_two_halves_at_a_time(graphs):
+    nodes, _ = graphs
+    loops = [node for node in nodes[True] if node.op in ("While", "StatelessWhile")]
+    assert loops
+    assert all(node.attr["parallel_iterations"].i == 2 for node in loops)
+
+
+def test_a_compiled_graph_has_xla_for_each_norm(tmp_path, small_npz):
+    path = bitlib.export(bitlib.load(small_npz), tmp_path / "m", freeze=True, jit_compile=True)
+    library = tf.saved_model.load(str(path)).signatures["serving_default"].graph.as_graph_def().library
+    by_xla = {function.signature.name for function in library.function if "_XlaMustCompile" in function.attr}
+    calls = [
+        n.attr["f"].func.name for function in library.function for n in function.node_def if "f" in n.attr
+    ]
+    copies = sum(node.op == "MaxPool" for function in library.function for node in function.node_def)
+    assert sum(name in by_xla for name in calls) == copies * NORMS
+
+
 def test_each_variable_is_read_once(graphs):
     nodes, variables = graphs
     live = count(nodes[False])
