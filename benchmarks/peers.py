@@ -11,21 +11,20 @@ import torch
 from protocol import serve
 
 
-@cache
-def timm():
-    """timm, also where torchvision has no compiled operators (there is no CPU build of it everywhere)."""
+def mend_torchvision() -> None:
+    """Let timm and transformers import it where it has no compiled operators: no CPU build is everywhere."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
-        timm.kept = library
+        mend_torchvision.kept = library
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import timm as package
 
-    return package
+
+mend_torchvision()
 
 
 class Logits(torch.nn.Module):
@@ -45,7 +44,9 @@ def build(architecture: str, library: str):
     torch.manual_seed(0)
     depth, width = architecture[1:].split("x")
     if library == "timm":
-        return timm().create_model(f"resnetv2_{depth}x{width}_bit")
+        import timm
+
+        return timm.create_model(f"resnetv2_{depth}x{width}_bit")
     from transformers import BitConfig, BitForImageClassification
 
     units = {"50": [3, 4, 6, 3], "101": [3, 4, 23, 3], "152": [3, 8, 36, 3]}[depth]

@@ -131,7 +131,8 @@ def measure(row: dict, ours: Worker, peers: Worker | None) -> dict:
         result["ratio"] = statistics.median(ratios)
         result["peer's share"] = reachable / medians[peer_best]
     for name in row["ours"]:
-        result[f"{name} share"] = reachable / medians[name]
+        if name in medians:
+            result[f"{name} share"] = reachable / medians[name]
     return result
 
 
@@ -232,7 +233,11 @@ def processes() -> dict:
             "import bitlib; bitlib.zoo.card('R50x1_224')",
         ),
         "tensorflow": (sys.executable, "import tensorflow"),
-        "transformers' BiT": (PEERS_PYTHON, "from transformers import BitForImageClassification"),
+        "transformers' BiT": (
+            PEERS_PYTHON,
+            "import sys; sys.path.insert(0, 'benchmarks'); import peers; "
+            "from transformers import BitForImageClassification",
+        ),
     }
     found = {
         f"import {name}": timed([str(python), "-c", code])
@@ -291,15 +296,17 @@ def main() -> None:
     words = sys.argv[1:]
     WORK.mkdir(parents=True, exist_ok=True)
     write_jpegs()
-    ours = Worker(sys.executable, "ours.py")
-    peers = Worker(PEERS_PYTHON, "peers.py") if PEERS_PYTHON.exists() else None
-    if peers is None:
+    if not PEERS_PYTHON.exists():
         print("no peers: make bench installs them", file=sys.stderr)
     for row in rows():
         if all(word in row["name"] for word in words):
+            # New processes for each row: every network in every setting would not fit into memory.
+            ours = Worker(sys.executable, "ours.py")
+            peers = Worker(PEERS_PYTHON, "peers.py") if PEERS_PYTHON.exists() else None
             keep(measure(row, ours, peers))
-    for worker in filter(None, (ours, peers)):
-        worker.process.kill()
+            for worker in filter(None, (ours, peers)):
+                worker.process.kill()
+                worker.process.wait()
     for architecture in ("R50x1", "R152x2"):
         if all(word in f"porting {architecture}" for word in words):
             keep(loading(architecture))
@@ -332,6 +339,7 @@ def figure(results: list[dict]):
         ax.barh(place - 0.18, ours, 0.34, color=BLUE, label="ours" if place == 0 else None)
         ax.barh(place + 0.18, peer, 0.34, color=ORANGE, label="fastest peer" if place == 0 else None)
         ax.text(ours + 0.01, place - 0.18, f"{row['ratio']:.2f} ×", va="center", fontsize=9)
+        ax.text(0.01, place - 0.18, row["ours"], va="center", fontsize=8, color="white")
         ax.text(0.01, place + 0.18, row["peer"], va="center", fontsize=8)
     ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
     ax.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))

@@ -52,7 +52,8 @@ def compiled_norms(on: bool = True):
     """A context in which what is traced has every GroupNorm compiled by XLA, which fuses its passes.
 
     On CPUs a GroupNorm takes half the time then. Each new shape of images costs a second or two of
-    compilation when it is first seen, so this pays where shapes are few.
+    compilation when it is first seen, so this pays where shapes are few. XLA adds up one by one: over
+    240×240 pixels whose mean is ten times their spread, a result is right to 3e-5, otherwise to 2e-6.
     """
     return _switched("compiled norms", on)
 

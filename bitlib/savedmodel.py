@@ -66,10 +66,7 @@ def export(
     """
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
-    if tuple(input_range) not in ((-1, 1), (0, 1)):
-        raise ValueError(f"input_range: expected (-1, 1) or (0, 1), received {input_range!r}")
-    if jit_compile and not freeze:
-        raise ValueError("jit_compile: expected False, or freeze=True beside it; received True alone")
+    _check(input_range, freeze, jit_compile)
     directory = Path(directory)
     if directory.exists() and not _replaceable(directory):
         raise FileExistsError(f"directory: {directory} exists and is not a SavedModel; choose another folder")
@@ -79,6 +76,13 @@ def export(
         tf.saved_model.save(module, str(temporary), signatures={"serving_default": signature})
         (temporary / "README.md").write_text(modelcard.text(model, input_range, freeze, jit_compile), "utf-8")
     return directory
+
+
+def _check(input_range, freeze: bool, jit_compile: bool) -> None:
+    if tuple(input_range) not in ((-1, 1), (0, 1)):
+        raise ValueError(f"input_range: expected (-1, 1) or (0, 1), received {input_range!r}")
+    if jit_compile and not freeze:
+        raise ValueError("jit_compile: expected False, or freeze=True beside it; received True alone")
 
 
 @contextmanager
@@ -195,9 +199,10 @@ def port_all(
         What was written, one by one, each checked as by `port`.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: a name is unknown, or as `export`.
         CheckpointError: as `port`; what was written before stays.
     """
+    _check((-1, 1), freeze, jit_compile)
     wanted = [one for source in sources for one in _targets(source)]
     frozen = freeze, jit_compile
     return (_port(source, Path(directory) / folder, frozen, *how) for source, folder, *how in wanted)
@@ -263,8 +268,10 @@ def port(
         The folder of the SavedModel.
 
     Raises:
+        ValueError, FileExistsError: as `export`.
         CheckpointError: as `bitlib.checkpoint.read`; or the port differs from the float64 reference
             by more than `TOLERANCE`, in which case nothing is written.
     """
+    _check(input_range or (-1, 1), freeze, jit_compile)  # before minutes are spent
     model, _ = _checked(source, head)
     return export(model, directory, input_range or zoo.card_of(source).input_range, freeze, jit_compile)

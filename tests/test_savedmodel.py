@@ -157,8 +157,14 @@ class TestFreeze:
         assert loaded(images[:0]).shape == (0, expected.shape[1])
 
     def test_compiled_only_if_frozen(self, tmp_path, small_npz):
-        with pytest.raises(ValueError, match="^jit_compile: expected False, or freeze=True"):
-            bitlib.export(bitlib.load(small_npz), tmp_path / "m", jit_compile=True)
+        refused = pytest.raises(ValueError, match="^jit_compile: expected False, or freeze=True")
+        for write, source in (
+            (bitlib.export, bitlib.load(small_npz)),
+            (bitlib.port, small_npz),
+            (savedmodel.port_all, [small_npz]),
+        ):
+            with refused:
+                write(source, tmp_path / "m", jit_compile=True)
         assert not (tmp_path / "m").exists()
 
     def test_tflite(self, tmp_path, small_npz, images):
