@@ -184,25 +184,16 @@ def mean_over_group(pixels):
     return mean_of_group(column_means(pixels))
 
 
-@_with_gradient
-def group_norm_relu(x, gamma, beta):
-    """GroupNorm (epsilon 1e-5) and ReLU of float32 `[N, pixels, C]`, with scale and shift `[C]`."""
-    forward, backward = _group_norm_relu, _group_norm_relu_gradient
-    if _while_tracing["compiled norms"]:
-        forward, backward = _compiled(forward), _compiled(backward)
-    result, *moments = forward(x, gamma, beta)
-    return result, lambda upstream: backward(upstream, x, gamma, result, *moments)
-
-
-def _group_norm_relu(x, gamma, beta):
+def normalize_and_rectify(x, gamma, beta):
+    """`relu(gamma * (x - mean) / sqrt(variance + 1e-5) + beta)`, and the mean and `1 / sqrt(…)` by group."""
     mean = mean_over_group(x)
     scale_of_group = ops.rsqrt(mean_over_group(ops.square(x - mean)) + 1e-5)
     scale = gamma * scale_of_group
     return ops.relu(x * scale + (beta - mean * scale)), mean, scale_of_group
 
 
-def _group_norm_relu_gradient(upstream, x, gamma, result, mean, scale_of_group):
-    # What autodiff gives, in half as many passes over memory.
+def gradient_of_normalize_and_rectify(upstream, x, gamma, result, mean, scale_of_group):
+    """What autodiff gives of `x`, `gamma` and `beta`, in half as many passes over memory."""
     count = tf.cast(tf.shape(x)[1], x.dtype)
     upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=result)
     total = column_means(upstream)
@@ -211,6 +202,16 @@ def _group_norm_relu_gradient(upstream, x, gamma, result, mean, scale_of_group):
     slope = mean_of_group(along * gamma) * ops.square(scale_of_group)
     of_x = upstream * (gamma * scale_of_group) - (x * slope + (constant - mean * slope))
     return of_x, ops.sum(along, (0, 1)) * count, ops.sum(total, (0, 1)) * count
+
+
+@_with_gradient
+def group_norm_relu(x, gamma, beta):
+    """GroupNorm (epsilon 1e-5) and ReLU of float32 `[N, pixels, C]`, with scale and shift `[C]`."""
+    forward, backward = normalize_and_rectify, gradient_of_normalize_and_rectify
+    if _while_tracing["compiled norms"]:
+        forward, backward = _compiled(forward), _compiled(backward)
+    result, *moments = forward(x, gamma, beta)
+    return result, lambda upstream: backward(upstream, x, gamma, result, *moments)
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
