@@ -131,9 +131,9 @@ def _frozen(model: BiT, input_range, jit_compile):
     compute, output = _function(model, input_range)
     with model.constant_kernels(), compiled_norms(jit_compile):
         constant = convert_variables_to_constants_v2(compute.get_concrete_function())
-    halves = _in_halves(constant)
+    halves = tf.function(_in_halves(constant), input_signature=[INPUTS])
     module = tf.Module()
-    module.__call__ = tf.function(halves, input_signature=[INPUTS])
+    module.__call__ = halves
     return module, tf.function(lambda inputs: {output: halves(inputs)}, input_signature=[INPUTS])
 
 
