@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from protocol import serve
 
-from bitlib import datasets, features, finetune, hyperrule, savedmodel
+from bitlib import datasets, features, finetune, hyperrule, ops, savedmodel
 from bitlib.model import BiT
 from bitlib.zoo import units_and_width
 
@@ -40,7 +40,7 @@ def live(architecture: str):
 def bfloat16(architecture: str):
     """The model with bfloat16 arithmetic, its kernels standardised once."""
     low = model(architecture, dtype="mixed_bfloat16")
-    with low.constant_kernels():
+    with ops.constant_kernels(low):
         return tf.function(low, input_signature=[savedmodel.INPUTS]).get_concrete_function()
 
 

@@ -14,9 +14,10 @@ import tensorflow as tf
 from keras import ops
 
 from bitlib.hyperrule import Plan
+from bitlib.inputs import check_dataset, check_examples
 
-KEPT_BYTES = 1 << 30
-"""A dataset whose resized pictures fit into this memory is read once and kept; a larger one is read anew in
+CACHED_BYTES = 1 << 30
+"""A dataset whose resized pictures fit into this memory is read once and cached; a larger one is read anew in
 each epoch, and shuffled within this memory."""
 
 
@@ -86,8 +87,8 @@ def mixup(images, labels, alpha: float, seed):
         return images, labels
     share_seed, partner_seed = tf.unstack(tf.random.split(seed, 2))
     # Beta(α, α) as a ratio of two Gammas; of both so small that they round to 0, neither has a share.
-    one, other = tf.unstack(tf.random.stateless_gamma([2], share_seed, alpha, dtype=tf.float64))
-    share = tf.cast(tf.where(one + other > 0, one / (one + other), 1.0), images.dtype)
+    first, second = tf.unstack(tf.random.stateless_gamma([2], share_seed, alpha, dtype=tf.float64))
+    share = tf.cast(tf.where(first + second > 0, first / (first + second), 1.0), images.dtype)
     partners = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(images)[0]), partner_seed)
 
     def blend(values):
@@ -107,7 +108,7 @@ def training_batches(
     Args:
         examples: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]`; or an unbatched, finite
             `tf.data.Dataset` of such pairs (images may differ in size). One that does not fit into
-            `KEPT_BYTES` is shuffled as far as that allows: let it come shuffled, too.
+            `CACHED_BYTES` is shuffled as far as that allows: let it come shuffled, too.
         plan: of `bitlib.hyperrule.plan`.
         num_classes: labels are 0 to `num_classes - 1`.
         seed: any integer.
@@ -138,12 +139,12 @@ def training_batches(
 
     position = start * plan.batch_size
     if isinstance(examples, tf.data.Dataset):
-        _check_dataset(examples, num_classes)
-        kept = _kept(examples, plan)
+        check_dataset(examples, num_classes)
+        cached = _cached(examples, plan)
     else:
-        kept = tuple(np.asarray(part) for part in examples)
-        _check_examples(*kept, num_classes)
-    shuffled = _stream(examples, position, seeded) if kept is None else _drawn(*kept, position, seeded)
+        cached = tuple(np.asarray(part) for part in examples)
+        check_examples(*cached, num_classes)
+    shuffled = _stream(examples, position, seeded) if cached is None else _drawn(*cached, position, seeded)
     return (
         shuffled.enumerate(position)
         .map(augment, tf.data.AUTOTUNE, deterministic=True)
@@ -170,9 +171,9 @@ def _drawn(images: np.ndarray, labels: np.ndarray, position: int, seeded) -> tf.
 
 
 def _stream(examples: tf.data.Dataset, position: int, seeded) -> tf.data.Dataset:
-    """As `_drawn`, for a dataset that is too large to keep."""
+    """As `_drawn`, for a dataset that is too large to cache."""
     image = next(iter(examples))[0]
-    buffer = max(1, KEPT_BYTES // image.numpy().nbytes)
+    buffer = max(1, CACHED_BYTES // image.numpy().nbytes)
     # Only to go on in the middle must the examples be counted; a run from the start needs no number.
     count = int(examples.reduce(np.int64(0), lambda n, _: n + 1)) if position else 1
     first, skipped = divmod(position, count)
@@ -186,10 +187,10 @@ def _stream(examples: tf.data.Dataset, position: int, seeded) -> tf.data.Dataset
     return tf.data.Dataset.range(first, np.iinfo(np.int64).max).flat_map(epoch).skip(skipped)
 
 
-def _kept(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarray] | None:
-    """A dataset as arrays, resized as the plan will resize them; None if they exceed `KEPT_BYTES`."""
+def _cached(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarray] | None:
+    """A dataset as arrays, resized as the plan will resize them; None if they exceed `CACHED_BYTES`."""
     size = _resized(plan)
-    most = KEPT_BYTES // (size * size * 3 * 4)
+    most = CACHED_BYTES // (size * size * 3 * 4)
     if int(examples.cardinality()) > most:
         return None
 
@@ -214,10 +215,10 @@ def evaluation_batches(examples, plan: Plan, num_classes: int, batch_size: int =
         A dataset of images float32 `[<= batch_size, crop, crop, 3]` and int64 labels.
     """
     if isinstance(examples, tf.data.Dataset):
-        _check_dataset(examples, num_classes)
+        check_dataset(examples, num_classes)
     else:
         images, labels = (np.asarray(part) for part in examples)
-        _check_examples(images, labels, num_classes)
+        check_examples(images, labels, num_classes)
         with tf.device("CPU"):
             examples = tf.data.Dataset.from_tensor_slices((images, labels))
 
@@ -225,39 +226,3 @@ def evaluation_batches(examples, plan: Plan, num_classes: int, batch_size: int =
         return evaluation_image(tf.cast(image, tf.float32), plan), tf.cast(label, tf.int64)
 
     return examples.map(resize, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
-
-
-def _check_dataset(examples: tf.data.Dataset, num_classes: int) -> None:
-    """Look at what the dataset says of itself, and at its first example."""
-    spec = examples.element_spec
-    if not (isinstance(spec, tuple) and len(spec) == 2):
-        raise ValueError(f"examples: expected pairs of an image and a label, received elements {spec}")
-    if examples.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("examples: a dataset without end; give one epoch of it, without repeat()")
-    for image, label in examples.take(1):
-        if image.shape.rank == 4:
-            raise ValueError(f"examples: expected an unbatched dataset, received batches {image.shape}")
-        _check_examples(image.numpy()[None], np.asarray(label)[None], num_classes)
-        return
-    raise ValueError("examples: expected at least one example, received none")
-
-
-def _check_examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    from bitlib.model import check_range
-
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images: expected shape [N, H, W, 3], received {list(images.shape)}")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"labels: expected one integer for each of {len(images)} images, received shape {labels.shape}"
-        )
-    if not len(images):
-        raise ValueError("images: expected at least one, received none")
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"labels: expected integers, received {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels: expected 0 to {num_classes - 1}, as the model has {num_classes} classes; "
-            f"received {labels.min()} to {labels.max()}"
-        )
-    check_range(images)

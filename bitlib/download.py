@@ -2,13 +2,12 @@
 
 pooch gives the file its temporary name and its place; what a bucket of 4 GB files needs besides is here:
 a broken download goes on where it broke, lengths and hashes are compared with what the server says, a
-hotel's log-in page is not taken for weights, and what was got is remembered by its SHA-256.
+hotel's log-in page is not taken for weights, and the SHA-256 of what came is noted.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import errno
 import hashlib
 import logging
@@ -19,6 +18,10 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+
+from bitlib.digests import sha256 as sha256
+from bitlib.digests import verify as verify
+from bitlib.digests import write_note
 
 ATTEMPTS = 5
 """Tries in a row that get nothing, before a download is given up; one that gets something starts anew."""
@@ -74,9 +77,9 @@ def download(url: str, path: Path) -> Path:
             if path.is_file():
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
-            got = _Getting(path)
-            pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=got)
-            _write_note(path, got.sha256)
+            downloader = _Downloader(path)
+            pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
+            write_note(path, downloader.sha256)
     except OSError as error:
         if isinstance(error, ConnectionError):
             raise
@@ -84,44 +87,7 @@ def download(url: str, path: Path) -> Path:
     return path
 
 
-def verify(path: Path) -> None:
-    """Compare a file with the SHA-256 noted when it was got; note it if there is none yet.
-
-    Raises:
-        ConnectionError: it is not what was got then.
-    """
-    note = _note(path)
-    found = sha256(path)
-    if note.is_file():
-        expected = note.read_text().split()[0]
-        if found != expected:
-            raise ConnectionError(
-                f"{path}: changed since it was downloaded (SHA-256 {found[:12]}…, not {expected[:12]}…); "
-                f"delete it and {note.name} to download it again"
-            )
-        return
-    with contextlib.suppress(OSError):  # a read-only mirror or cache: there is nowhere to note it
-        _write_note(path, found)
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _note(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _write_note(path: Path, digest: str) -> None:
-    from bitlib._files import replacing
-
-    with replacing(_note(path)) as temporary:
-        temporary.write_text(f"{digest}  {path.name}\n")  # as `sha256sum --check` reads it
-
-
-class _Getting:
+class _Downloader:
     """A downloader for pooch: called with an address and a temporary file, it fills the file."""
 
     def __init__(self, path: Path):
@@ -134,7 +100,7 @@ class _Getting:
         from urllib3.exceptions import HTTPError
 
         timeout = float(os.environ.get("BITLIB_TIMEOUT") or TIMEOUT)
-        failures, answer = 0, _Answer()
+        failures, metadata = 0, _Metadata()
         with (
             requests.Session() as session,
             open(output, "wb") as file,
@@ -143,44 +109,46 @@ class _Getting:
             while True:
                 before = file.tell()
                 try:
-                    self._try(session, url, file, answer, timeout, progress)
+                    self._try(session, url, file, metadata, timeout, progress)
                     break
                 except (_Broken, requests.RequestException, HTTPError) as error:
                     failures = 1 if file.tell() > before else failures + 1
                     if failures >= ATTEMPTS:
                         raise ConnectionError(_given_up(url, error, self.path)) from error
                     time.sleep(max(PAUSE * 2 ** (failures - 1), getattr(error, "pause", 0)))
-        self.sha256 = _checked(Path(output), url, answer)
+        self.sha256 = _checked(Path(output), url, metadata)
 
-    def _try(self, session, url, file, answer, timeout, progress) -> None:
+    def _try(self, session, url, file, metadata, timeout, progress) -> None:
         """Get the whole, or what is missing of it."""
         position = file.tell()
         # As it is stored: lengths and hashes are those of the file, not of a compressed form of it.
         headers = {"Accept-Encoding": "identity"}
         if position:
-            headers |= {"Range": f"bytes={position}-"} | ({"If-Range": answer.etag} if answer.etag else {})
+            headers |= {"Range": f"bytes={position}-"} | (
+                {"If-Range": metadata.etag} if metadata.etag else {}
+            )
         with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
             _refuse(response, url, self.path)
-            if response.status_code == 206 and not answer.continues(response, position):
+            if response.status_code == 206 and not metadata.continues(response, position):
                 raise _restart(file, progress, "the server went on elsewhere")
             if response.status_code != 206:
                 _rewind(file, progress)
-                answer.read(response)
-            if answer.length:
-                _require_space(self.path, answer.length)
-                progress.total = answer.length
+                metadata.read(response)
+            if metadata.length:
+                _require_space(self.path, metadata.length)
+                progress.total = metadata.length
             # As it arrives: a read of a fixed size would lose what came before the connection broke.
             while chunk := response.raw.read1(_CHUNK):
                 file.write(chunk)
                 progress.update(len(chunk))
-        if answer.length is not None and file.tell() < answer.length:
-            raise _Broken(f"the connection broke after {file.tell():,} of {answer.length:,} bytes")
-        if answer.length is not None and file.tell() > answer.length:
-            raise _restart(file, progress, f"more than the {answer.length:,} bytes announced")
+        if metadata.length is not None and file.tell() < metadata.length:
+            raise _Broken(f"the connection broke after {file.tell():,} of {metadata.length:,} bytes")
+        if metadata.length is not None and file.tell() > metadata.length:
+            raise _restart(file, progress, f"more than the {metadata.length:,} bytes announced")
 
 
-class _Answer:
-    """What a server says of a file in the headers of its first answer."""
+class _Metadata:
+    """What a server says about a file in the headers of its first response."""
 
     length: int | None = None
     etag: str | None = None
@@ -188,7 +156,7 @@ class _Answer:
     crc32c: str | None = None
 
     def read(self, response) -> None:
-        """Take the headers of a whole answer."""
+        """Take the headers of a complete response."""
         headers = response.headers
         self.length = _number(headers.get("Content-Length"))
         stored = _number(headers.get("x-goog-stored-content-length"))
@@ -203,9 +171,9 @@ class _Answer:
         self.md5, self.crc32c = hashes.get("md5"), hashes.get("crc32c")
 
     def continues(self, response, position: int) -> bool:
-        """Whether a partial answer goes on at that position of the same file."""
-        told = response.headers.get("Content-Range", "")
-        start, total = told.removeprefix("bytes ").partition("-")[0], told.rpartition("/")[2]
+        """Whether a partial response goes on at that position of the same file."""
+        range_header = response.headers.get("Content-Range", "")
+        start, total = range_header.removeprefix("bytes ").partition("-")[0], range_header.rpartition("/")[2]
         same = self.length is None or _number(total) in (None, self.length)
         etag = response.headers.get("ETag")
         return _number(start) == position and same and (not (etag and self.etag) or etag == self.etag)
@@ -227,7 +195,7 @@ def _restart(file, progress, reason: str) -> _Broken:
 
 
 def _refuse(response, url: str, path: Path) -> None:
-    """Tell an answer that is not the file from one that is."""
+    """Raise an error if the response is not the file."""
     status = response.status_code
     if status in _RETRIED:
         pause = min(_number(response.headers.get("Retry-After")) or 0, 60)
@@ -244,7 +212,7 @@ def _refuse(response, url: str, path: Path) -> None:
         410: "not there any more",
     }
     if status >= 300:
-        reason = reasons.get(status, "an unexpected answer")
+        reason = reasons.get(status, "an unexpected response")
         raise ConnectionError(
             f"{url}: {reason} ({status} {response.reason}); see that the address, BITLIB_MIRROR if it is "
             f"set, is right and open to you. Or {_by_hand(path)}"
@@ -272,10 +240,10 @@ def _given_up(url: str, error: Exception, path: Path) -> str:
     )
 
 
-def _checked(path: Path, url: str, answer: _Answer) -> str:
+def _checked(path: Path, url: str, metadata: _Metadata) -> str:
     """The SHA-256 of what came, if it is what the server says it has, and what it is called."""
     digests: dict[str, Callable] = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
-    if answer.crc32c and not answer.md5:
+    if metadata.crc32c and not metadata.md5:
         import google_crc32c
 
         digests["crc32c"] = google_crc32c.Checksum()
@@ -289,7 +257,7 @@ def _checked(path: Path, url: str, answer: _Answer) -> str:
     if start.lstrip()[:1] == b"<":
         raise _web_page(url)
     for name in ("md5", "crc32c"):
-        expected = getattr(answer, name)
+        expected = getattr(metadata, name)
         if expected and name in digests:
             found = base64.b64encode(digests[name].digest()).decode()
             if found != expected:
@@ -299,8 +267,8 @@ def _checked(path: Path, url: str, answer: _Answer) -> str:
     if url.endswith(".npz"):
         try:
             with zipfile.ZipFile(path) as archive:
-                # Where the server told no hash, the archive's own checksums must do.
-                damaged = None if answer.md5 or answer.crc32c else archive.testzip()
+                # Where the server sent no hash, the archive's own checksums must do.
+                damaged = None if metadata.md5 or metadata.crc32c else archive.testzip()
         except (zipfile.BadZipFile, ValueError, OverflowError, EOFError) as error:
             raise ConnectionError(f"{url}: not a whole .npz ({error}). {again}") from error
         if damaged:
@@ -317,9 +285,9 @@ def _require_space(path: Path, length: int) -> None:
 def _about_the_disk(error: OSError, path: Path) -> OSError:
     elsewhere = "name another folder in BITLIB_CACHE"
     if error.errno == errno.ENOSPC:
-        told = f"the disk is full ({error.strerror}); make room, or {elsewhere}"
+        reason = f"the disk is full ({error.strerror}); make room, or {elsewhere}"
     elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-        told = f"cannot be written ({error.strerror}); {elsewhere}"
+        reason = f"cannot be written ({error.strerror}); {elsewhere}"
     else:
-        told = f"{error}; {elsewhere}"
-    return type(error)(error.errno, f"{path}: {told}")
+        reason = f"{error}; {elsewhere}"
+    return type(error)(error.errno, f"{path}: {reason}")

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bitlib.datasets import draw
+from bitlib.inputs import check_range
+
 STAGES = ("root", "block1", "block2", "block3", "block4", "features")
 
 
@@ -36,8 +39,6 @@ def extract(
     import tensorflow as tf
     from tqdm import tqdm
 
-    from bitlib.model import check_range
-
     if stage not in STAGES:
         raise ValueError(f"stage: expected one of {', '.join(STAGES)}, received {stage!r}")
     if batch_size < 1:
@@ -56,21 +57,23 @@ def extract(
 
 
 def _traced(model, stage: str, average: bool):
-    """The graph that computes a stage: traced once and kept with its model, for an R50x1 takes as long to
+    """The graph that computes a stage: traced once and cached with its model, for an R50x1 takes as long to
     trace as fifty images to compute."""
     import tensorflow as tf
 
-    # Past Keras, which would look for layers in it; and not where kernels are constants for the moment.
-    kept = vars(model).setdefault("_extractors", {}) if model.root.constant_kernel is None else {}
-    if (stage, average) not in kept:
+    from bitlib.ops import PLAIN
+
+    # Past Keras, which would look for layers in it; and not while the model computes in another way.
+    cache = vars(model).setdefault("_extractors", {}) if model.root.operations is PLAIN else {}
+    if (stage, average) not in cache:
 
         def compute(batch):
             result = model.stages(batch)[stage]
             return tf.reduce_mean(result, axis=(1, 2)) if average else result
 
         images = tf.TensorSpec((None, None, None, 3), tf.float32)
-        kept[stage, average] = tf.function(compute).get_concrete_function(images)
-    return kept[stage, average]
+        cache[stage, average] = tf.function(compute).get_concrete_function(images)
+    return cache[stage, average]
 
 
 def _batches(images, batch_size: int) -> Iterator[np.ndarray]:
@@ -133,8 +136,6 @@ def few_shot(features, labels, shots: int, draws: int = 5, num_test: int = 800, 
     Raises:
         ValueError: a class has fewer than `shots` examples left.
     """
-    from bitlib.datasets import draw
-
     features, labels = np.asarray(features), np.asarray(labels)
     scores = []
     for each in range(seed, seed + draws):

@@ -1,33 +1,22 @@
 """Fine-tuning by the BiT-HyperRule (arXiv 1912.11370, section 3.3): a model, examples and a plan in, a
-tuned model out.
-
-The loop is our own, around `strategy.run` and the optimizer: `keras.Model.fit` fails under
-`MultiWorkerMirroredStrategy`, cannot be stopped and resumed to the same weights, and would not tell a
-model that trains from one that does not.
+tuned model out. The loop is in `bitlib.loop`, saving and resuming in `bitlib.resume`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-from bitlib import augment, checkpoint
-from bitlib._files import replacing
+from bitlib import augment, checkpoint, loop, ops, zoo
 from bitlib.hyperrule import Plan
-from bitlib.model import BiT, compiled_norms, written_gradients
-
-STATE = "training.npz"
-"""The file of a checkpoint folder: weights, momenta, step, history, and what run they belong to."""
+from bitlib.model import BiT
+from bitlib.resume import STATE as STATE
+from bitlib.resume import History, Saved
 
 FREEZABLE = ("root", "block1", "block2", "block3", "block4", "backbone")
 """What `freeze` takes: everything up to and including that stage; `backbone` is all but the head."""
@@ -37,27 +26,6 @@ SMALL_MODEL = {"batch_size": 64, "steps": 200, "base_lr": 0.03, "resize": 72, "c
 """The rule for BiT-XS on a small task: arguments of `bitlib.hyperrule.plan`. It has the rule's shape; the
 numbers were chosen on fifteen draws of ten digits a class, from one half of scikit-learn's digits (every
 second one) and tested on the rest of that half."""
-
-
-@dataclass
-class History:
-    """What happened in a training.
-
-    Attributes:
-        loss: of each step: cross-entropy in nats, mean over the batch, before the step's update.
-        learning_rate: of each step.
-        validated: numbers of steps after which the model was validated.
-        validation_accuracy, validation_loss: as many values, the former in [0, 1].
-        trained, frozen: how many weights (numbers, not arrays) were trained, and how many kept.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)
-    validated: list[int] = field(default_factory=list)
-    validation_accuracy: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    trained: int = 0
-    frozen: int = 0
 
 
 def fit(
@@ -115,61 +83,48 @@ def fit(
     """
     _check(model, plan, freeze, accumulate, save_every, validate_every)
     variables = _trainable(model, freeze)
-    strategy = _strategy(model)
+    strategy = loop.strategy_of(model)
     if plan.batch_size % strategy.num_replicas_in_sync:
         raise ValueError(
             f"plan: batch_size {plan.batch_size} cannot be shared equally by the "
             f"{strategy.num_replicas_in_sync} replicas of the strategy"
         )
-    trained = sum(math.prod(variable.shape) for variable in variables)
-    history = History(trained=trained, frozen=model.count_params() - trained)
     with strategy.scope():
         optimizer = _optimizer(model, plan)
         optimizer.build(variables)
-    chief = _is_chief(strategy)
-    state = None
-    if checkpoints is not None:
-        state = Path(checkpoints).expanduser() / STATE
-        state.parent.mkdir(parents=True, exist_ok=True)
     run = asdict(plan) | {"boundaries": list(plan.boundaries), "seed": seed, "freeze": freeze}
-    history = _restore(state, model, optimizer, run) or history
-    start = len(history.loss)
-    train_step = _train_step(model, optimizer, variables, strategy, plan, accumulate, jit_compile)
+    saved = Saved.in_folder(checkpoints, model, optimizer, run)
+    trained = sum(math.prod(variable.shape) for variable in variables)
+    history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
+
+    def batches(start):
+        own = augment.training_batches(train, plan, model.num_classes, seed, start)
+        return loop.shared(own, plan.batch_size, strategy)
+
+    validate = None
     if validation is not None:
-        validation = augment.evaluation_batches(validation, plan, model.num_classes)
-    batches = _distributed(train, plan, model.num_classes, seed, start, strategy)
-    guard = _Guard(variables, history) if start == 0 else None
-    save_every = save_every or max(1, plan.steps // 10)
-    logged = _TensorBoard(tensorboard if chief else None)
-    forward = _forward(model, plan)
-    with tqdm(total=plan.steps, initial=start, unit="step", disable=not (verbose and chief)) as progress:
-        for step, batch in zip(range(start, plan.steps), batches, strict=False):
-            rate = plan.learning_rate(step)
-            loss = float(train_step(*batch))
-            if not math.isfinite(loss):
-                raise _diverged(loss, step, rate, state, model, optimizer, run)
-            history.loss.append(loss)
-            history.learning_rate.append(rate)
-            done = step + 1
-            if guard:
-                guard = guard.after(rate)
-            progress.update()
-            progress.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}")
-            logged.write(done, loss=loss, learning_rate=rate)
-            due = done == plan.steps or (validate_every and done % validate_every == 0)
-            if validation is not None and due:
-                accuracy, validation_loss = _evaluate(forward, validation)
-                history.validated.append(done)
-                history.validation_accuracy.append(accuracy)
-                history.validation_loss.append(validation_loss)
-                logged.write(done, validation_accuracy=accuracy, validation_loss=validation_loss)
-            if state and chief and (done == plan.steps or done % save_every == 0):
-                _save(state, model, optimizer, run, history)
+        examples = augment.evaluation_batches(validation, plan, model.num_classes)
+        forward = _forward(model, plan)
+        validate = lambda: _evaluate(forward, examples)  # noqa: E731
+    loop.Loop(
+        plan.steps,
+        plan.learning_rate,
+        _train_step(model, optimizer, variables, strategy, plan, accumulate, jit_compile),
+        batches,
+        validate,
+        validate_every,
+        save_every,
+    ).run(
+        history,
+        saved,
+        guard=None if history.loss else loop.Guard(variables),
+        chief=loop.is_chief(strategy),
+        verbose=verbose,
+        tensorboard=tensorboard,
+    )
+    card = model.card or zoo.own_card(model.name)
+    model.card = replace(card, resolution=plan.crop, short_side=None, antialias=False, activation="softmax")
     model.tuned = True
-    if len(history.loss) < plan.steps:
-        raise ValueError(
-            f"train: gave batches for {len(history.loss)} of {plan.steps} steps; is it an empty dataset?"
-        )
     return history
 
 
@@ -233,15 +188,6 @@ def _check(model, plan, freeze, accumulate, save_every, validate_every) -> None:
         )
 
 
-def _strategy(model: BiT) -> tf.distribute.Strategy:
-    """The strategy that the model was made in, or the one whose scope we are in."""
-    owner = getattr(model.variables[0].value, "distribute_strategy", None)
-    current = tf.distribute.get_strategy()
-    if owner is None and current.num_replicas_in_sync > 1:
-        raise ValueError("model: made outside the strategy's scope; load it within `with strategy.scope():`")
-    return owner or current
-
-
 def _trainable(model: BiT, freeze: str | None) -> list:
     """The variables to train. One that its owner marked otherwise is an error, not a silent exception."""
     order = ("root_block", "block1", "block2", "block3", "block4", "group_norm", "head")
@@ -280,78 +226,15 @@ def _optimizer(model: BiT, plan: Plan):
     return optimizer
 
 
-def _train_step(
-    model, optimizer, variables, strategy, plan: Plan, accumulate: int = 1, jit_compile: bool = False
-):
-    """A function from one batch, as `_distributed` gives it, to its loss; it updates the weights."""
+def _train_step(model: BiT, optimizer, variables, strategy, plan: Plan, accumulate=1, jit_compile=False):
+    """A function from a batch of images and one-hot labels to its cross-entropy; it updates the weights."""
 
-    def gradients(images, labels):
-        with written_gradients(), compiled_norms(jit_compile):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch([variable.value for variable in variables])
-                logits = model(images, training=True)
-                losses = tf.nn.softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
-                # Of the whole batch, not of this part: summed over parts and replicas it is the mean.
-                loss = tf.reduce_sum(losses) / plan.batch_size
-                scaled = optimizer.scale_loss(loss)
-            return loss, tape.gradient(scaled, [variable.value for variable in variables])
+    def loss_of(images, labels):
+        with ops.computed_by(model, ops.fast(compiled=jit_compile)):
+            logits = tf.cast(model(images, training=True), tf.float32)
+        return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels, logits)) / plan.batch_size
 
-    def accumulated(images, labels):
-        if accumulate == 1:
-            return gradients(images, labels)
-        size = -(-tf.shape(images)[0] // accumulate)
-
-        def add(part, loss, sums):
-            rows = slice(part * size, (part + 1) * size)
-            more, grads = gradients(images[rows], labels[rows])
-            return part + 1, loss + more, [total + grad for total, grad in zip(sums, grads, strict=True)]
-
-        zeros = [tf.zeros(variable.shape) for variable in variables]
-        # One part after the other: side by side they would need the memory that this is to save.
-        _, loss, sums = tf.while_loop(
-            lambda part, *_: part * size < tf.shape(images)[0],
-            add,
-            (tf.constant(0), tf.constant(0.0), zeros),
-            parallel_iterations=1,
-        )
-        return loss, sums
-
-    def replica_step(images, labels):
-        loss, grads = accumulated(images, labels)
-        optimizer.apply(grads, variables)  # sums them over replicas
-        return loss
-
-    @tf.function
-    def step(images, labels):
-        losses = strategy.run(replica_step, args=(images, labels))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
-
-    return step
-
-
-def _distributed(train, plan: Plan, num_classes: int, seed: int, start: int, strategy):
-    """The batches, each shared by the replicas. MixUp blends across shares, so every machine makes
-    whole batches and keeps its own part: the same batches, however many there are."""
-    batches = augment.training_batches(train, plan, num_classes, seed, start)
-    if strategy.num_replicas_in_sync == 1:
-        return batches
-
-    def part(context):
-        share = plan.batch_size // context.num_input_pipelines
-        rows = slice(context.input_pipeline_id * share, (context.input_pipeline_id + 1) * share)
-        own = batches.map(lambda images, labels: (images[rows], labels[rows]))
-        return own.rebatch(plan.batch_size // context.num_replicas_in_sync)
-
-    return strategy.distribute_datasets_from_function(part)
-
-
-def _is_chief(strategy) -> bool:
-    """Whether this process writes files: the only one, or the first of several."""
-    resolver = strategy.cluster_resolver
-    if resolver is None or resolver.task_type in (None, "", "chief"):
-        return True
-    chief_apart = "chief" in resolver.cluster_spec().jobs
-    return resolver.task_type == "worker" and resolver.task_id == 0 and not chief_apart
+    return loop.train_step(loss_of, optimizer, variables, strategy, accumulate)
 
 
 def _forward(model: BiT, plan: Plan):
@@ -370,104 +253,3 @@ def _evaluate(forward, batches: tf.data.Dataset) -> tuple[float, float]:
         correct += int(np.sum(np.argmax(logits, axis=-1) == labels))
         count += len(labels)
     return correct / count, loss / count
-
-
-class _Guard:
-    """Watches the first steps for weights that should change and do not.
-
-    A head of zeros lets no gradient through: its first update changes the head alone, the second
-    everything. Steps of rate 0, as a warm-up begins with, do not count.
-    """
-
-    def __init__(self, variables: Sequence, history: History):
-        self.variables, self.history, self.updates = variables, history, 0
-        self.before = self._fingerprints()
-
-    def _fingerprints(self) -> list[int]:
-        return [zlib.crc32(np.ascontiguousarray(variable.numpy())) for variable in self.variables]
-
-    def after(self, rate: float) -> _Guard | None:
-        """Call after each step; returns the guard while it is needed."""
-        self.updates += rate > 0
-        if self.updates == 0 or (self.updates == 1 and rate == 0):
-            return self
-        changed = [a != b for a, b in zip(self.before, self._fingerprints(), strict=True)]
-        is_head = ["/head/" in variable.path for variable in self.variables]
-        parts = [("head", is_head)]
-        if self.updates > 1:
-            parts.append(("backbone", [not head for head in is_head]))
-        for part, members in parts:
-            if any(members) and not any(c for c, member in zip(changed, members, strict=True) if member):
-                raise RuntimeError(
-                    f"model: its {part} does not train: {sum(members)} arrays are what they were before "
-                    f"{self.updates} steps ({self.history.trained:,} weights to train in all). A rate of "
-                    f"{rate:g} may be too small for float32, or the examples give no gradient"
-                )
-        return self if self.updates == 1 else None
-
-
-def _restore(state: Path | None, model: BiT, optimizer, run: dict) -> History | None:
-    """Bring model and optimizer to where a training was stopped, if it was this one."""
-    if state is None or not state.exists():
-        return None
-    try:
-        with np.load(state, allow_pickle=False) as saved:
-            arrays = dict(saved)
-    except Exception as error:
-        raise ValueError(f"checkpoints: {state} cannot be read ({error}); delete it to begin anew") from error
-    known = json.loads(str(arrays["told"]))
-    for name, value in run.items():
-        found = known["run"].get(name)
-        if found != value:
-            raise ValueError(
-                f"checkpoints: {state.parent} holds a training with {name} {found!r}, expected {value!r}; "
-                "choose another folder, or delete it"
-            )
-    checkpoint.assign(model, {n: a for n, a in arrays.items() if n.startswith("resnet/")})
-    for index, variable in enumerate(optimizer.variables):
-        variable.assign(arrays[f"optimizer/{index}"])
-    return History(**known["history"])
-
-
-def _save(state: Path, model: BiT, optimizer, run: dict, history: History) -> None:
-    """Write the whole state of a training, unless its weights are not finite."""
-    weights = {checkpoint.array_name(variable): variable.numpy() for variable in model.variables}
-    if not all(np.isfinite(array).all() for array in weights.values()):
-        return
-    momenta = {f"optimizer/{index}": variable.numpy() for index, variable in enumerate(optimizer.variables)}
-    told = json.dumps({"run": run, "history": asdict(history)})
-    with replacing(state) as temporary, temporary.open("wb") as file:
-        np.savez(file, told=np.array(told), **weights, **momenta)
-
-
-def _diverged(loss, step, rate, state, model, optimizer, run) -> FloatingPointError:
-    where = "its weights are of no use; name a folder in checkpoints to keep the last good ones"
-    if state is not None and state.exists():
-        last = _restore(state, model, optimizer, run)
-        where = f"the model holds the weights after step {len(last.loss)} again, saved in {state.parent}"
-    return FloatingPointError(
-        f"loss: {loss} at step {step}, learning rate {rate:g}: {where}. Try a smaller base_lr, a longer "
-        "warm-up, or bfloat16 instead of float16; and see that all images are finite"
-    )
-
-
-class _TensorBoard:
-    """Scalars for TensorBoard; does nothing where no folder is named."""
-
-    def __init__(self, folder):
-        self.writer = None if folder is None else tf.summary.create_file_writer(str(folder))
-        if self.writer:
-            try:
-                import tensorboard  # noqa: F401
-            except ImportError:
-                raise ImportError(
-                    "tensorboard: the package is not installed; pip install tensorboard"
-                ) from None
-
-    def write(self, step: int, **scalars: float) -> None:
-        """Write values of one step, by name."""
-        if self.writer:
-            with self.writer.as_default():
-                for name, value in scalars.items():
-                    tf.summary.scalar(name, value, step)
-                self.writer.flush()

@@ -90,21 +90,21 @@ class Plan:
 
     def schedule(self):
         """The rates as a `keras.optimizers.schedules.LearningRateSchedule`."""
-        from bitlib.augment import Schedule
+        import bitlib  # whose attributes are loaded when asked for: this module itself needs no TensorFlow
 
-        return Schedule([self.learning_rate(step) for step in range(self.steps + 1)])
+        return bitlib.augment.Schedule([self.learning_rate(step) for step in range(self.steps + 1)])
 
     def training_batches(self, examples, num_classes: int, seed: int = 0, start: int = 0):
         """The batches of a training by this plan; see `bitlib.augment.training_batches`."""
-        from bitlib import augment
+        import bitlib
 
-        return augment.training_batches(examples, self, num_classes, seed, start)
+        return bitlib.augment.training_batches(examples, self, num_classes, seed, start)
 
     def evaluation_batches(self, examples, num_classes: int, batch_size: int = 64):
         """Every example once, resized only; see `bitlib.augment.evaluation_batches`."""
-        from bitlib import augment
+        import bitlib
 
-        return augment.evaluation_batches(examples, self, num_classes, batch_size)
+        return bitlib.augment.evaluation_batches(examples, self, num_classes, batch_size)
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan as pairs of name and value, to be shown as a table."""

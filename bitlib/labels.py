@@ -7,16 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bitlib._files import bundled
-from bitlib.checkpoint import fetch_file
-
-FILES = {
-    "glyph1k": "glyph1k_names.txt",
-    "ilsvrc2012": "ilsvrc2012_wordnet_lemmas.txt",
-    "imagenet21k": "imagenet21k_wordnet_lemmas.txt",
-}
-"""The file of each class list: one class a line, line number = index. The first is bundled, the others
-are published beside the weights."""
+from bitlib.paths import bundled
+from bitlib.store import fetch_file
+from bitlib.zoo import CLASS_LISTS, Card
 
 
 @functools.cache
@@ -33,9 +26,9 @@ def names(class_list: str) -> tuple[str, ...]:
         ValueError: there is no such list.
         ConnectionError: the list is not bundled, not cached, and cannot be downloaded.
     """
-    if class_list not in FILES:
-        raise ValueError(f"class_list: expected one of {', '.join(FILES)}, received {class_list!r}")
-    file = FILES[class_list]
+    if class_list not in CLASS_LISTS:
+        raise ValueError(f"class_list: expected one of {', '.join(CLASS_LISTS)}, received {class_list!r}")
+    file = CLASS_LISTS[class_list]
     path = bundled(file) if class_list == "glyph1k" else fetch_file(file)
     return tuple(line.replace("_", " ") for line in path.read_text().splitlines())
 
@@ -56,6 +49,13 @@ def names_or_numbers(class_list: str | None, num_classes: int) -> tuple[tuple[st
         except ConnectionError as error:
             reason = str(error)
     return tuple(f"class {index}" for index in range(num_classes)), reason
+
+
+def of_card(card: Card, num_classes: int) -> tuple[tuple[str, ...], str]:
+    """The class names of a model: those that its file carries, else as `names_or_numbers`."""
+    if card.class_names and len(card.class_names) == num_classes:
+        return card.class_names, ""
+    return names_or_numbers(card.labels, num_classes)
 
 
 def probabilities(logits, activation: str = "softmax") -> np.ndarray:

@@ -5,122 +5,22 @@ normalisation is a GroupNorm (arXiv 1803.08494) and every convolution but the he
 standardised (arXiv 1903.10520). Layers are named so that the `path` of every variable *is* the name
 of its array in a published `.npz`; porting needs no table of renames.
 
-This module knows Keras and nothing of files.
+This module knows Keras and nothing of files. How the two operations are computed fast is in `bitlib.ops`.
 """
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
-UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-"""Bottleneck units in each of the four blocks, by the depth a BiT is named after."""
-
-NUM_GROUPS = 32
-"""Groups of every GroupNorm, whatever the width."""
-
-
-_while_tracing = {"written gradients": False, "compiled norms": False, "inside XLA": False}
-
-
-@contextmanager
-def _switched(name: str, on: bool = True):
-    before, _while_tracing[name] = _while_tracing[name], on
-    try:
-        yield
-    finally:
-        _while_tracing[name] = before
-
-
-def written_gradients():
-    """A context in which what is traced has the gradients that are written out below, for speed.
-
-    They are what autodiff gives, to the last digit or two. Outside, and so in all that is exported,
-    autodiff is left to itself: graphs stay plain, and are written and loaded in half the time.
-    """
-    return _switched("written gradients")
-
-
-def compiled_norms(on: bool = True):
-    """A context in which what is traced has every GroupNorm compiled by XLA, which fuses its passes.
-
-    On CPUs a GroupNorm takes half the time then. Each new shape of images costs a second or two of
-    compilation when it is first seen, so this pays where shapes are few. XLA adds up one by one: over
-    240×240 pixels whose mean is ten times their spread, a result is right to 3e-5, otherwise to 2e-6.
-    """
-    return _switched("compiled norms", on)
-
-
-@functools.cache
-def _compiled(function):
-    @tf.function(jit_compile=True)
-    def compiled(*arguments):
-        with _switched("inside XLA"):
-            return function(*arguments)
-
-    return compiled
-
-
-def _with_gradient(function):
-    """A function that returns its result and its gradient -> one that returns its result."""
-    custom = tf.custom_gradient(function)
-
-    @functools.wraps(function)
-    def call(*arguments):
-        return custom(*arguments) if _while_tracing["written gradients"] else function(*arguments)[0]
-
-    return call
-
-
-def column_means(matrix):
-    """Mean of each column, `[..., rows, columns]` -> `[..., 1, columns]`.
-
-    A product with a row of ones: on CPUs two to three times as fast as TensorFlow's reduction, which reads
-    along the wrong axis. XLA's does not.
-    """
-    if _while_tracing["inside XLA"]:
-        return ops.mean(matrix, -2, keepdims=True)
-    rows = matrix.shape[-2] or tf.shape(matrix)[-2]
-    sums = tf.matmul(tf.ones((1, rows), matrix.dtype), matrix)
-    return sums / (rows if isinstance(rows, int) else tf.cast(rows, matrix.dtype))
-
-
-def standardize(kernel):
-    """Give every filter of a kernel zero mean and unit variance (arXiv 1903.10520, equation 6).
-
-    Args:
-        kernel: float tensor `[height, width, channels_in, channels_out]`; mean and (biased)
-            variance are taken over all axes but the last.
-
-    Returns:
-        A tensor of the same shape and dtype. The 1e-10 stands inside the root, as in the official
-        code: filters of variance 1e-8 come out with a variance of 0.99, not 1.
-    """
-    filters = ops.reshape(kernel, (-1, kernel.shape[-1]))
-    return ops.reshape(_standardize(filters), kernel.shape)
-
-
-@_with_gradient
-def _standardize(filters):
-    centred = filters - column_means(filters)
-    # What is left of the mean: its last digit counts where it is large against the spread.
-    mean = column_means(centred)
-    scale = ops.rsqrt(column_means(ops.square(centred)) - ops.square(mean) + 1e-10)
-    standardized = (centred - mean) * scale
-
-    def gradient(upstream):
-        # What autodiff gives, in half as many passes over memory: 1e-10 aside, filters keep length and mean.
-        along = standardized * column_means(upstream * standardized)
-        return (upstream - column_means(upstream) - along) * scale
-
-    return standardized, gradient
+from bitlib.inputs import check_range
+from bitlib.layout import UNITS
+from bitlib.ops import NUM_GROUPS, PLAIN
+from bitlib.ops import group_norm_relu as group_norm_relu
+from bitlib.ops import standardize as standardize
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -131,7 +31,7 @@ class StandardizedConv2D(keras.layers.Conv2D):
     right only and so shift the image; there the padding is a step of its own.
     """
 
-    constant_kernel = None  # set by BiT.constant_kernels
+    operations = PLAIN
 
     def __init__(self, filters: int, kernel_size, strides=1, **kwargs):
         kwargs |= {"use_bias": False, "padding": "same" if strides in (1, (1, 1)) else "valid"}
@@ -142,7 +42,7 @@ class StandardizedConv2D(keras.layers.Conv2D):
         return super().add_weight(*args, **kwargs, autocast=False)
 
     def convolution_op(self, inputs, kernel):
-        kernel = standardize(kernel) if self.constant_kernel is None else self.constant_kernel
+        kernel = self.operations.standardize(tf.convert_to_tensor(kernel))
         height, width = (size // 2 for size in self.kernel_size)
         if self.padding == "valid" and (height or width):
             inputs = ops.pad(inputs, ((0, 0), (height, height), (width, width), (0, 0)))
@@ -151,13 +51,9 @@ class StandardizedConv2D(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(package="bitlib")
 class GroupNorm(keras.layers.Layer):
-    """GroupNorm with 32 groups and epsilon 1e-5, followed by the ReLU that always follows it here.
+    """GroupNorm with 32 groups and epsilon 1e-5, followed by the ReLU that always follows it here."""
 
-    Moments are taken per channel, combined into groups, and applied as one multiply-add. That is about
-    twice as fast on CPUs as normalising a five-dimensional `[N, H, W, groups, C / groups]` view. The
-    variance is that of centred values: a difference of raw moments loses every digit where the mean is
-    large against the spread.
-    """
+    operations = PLAIN
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -169,49 +65,7 @@ class GroupNorm(keras.layers.Layer):
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         shape = tf.shape(x)
         pixels = ops.reshape(ops.cast(x, "float32"), (shape[0], -1, x.shape[-1]))
-        return ops.reshape(ops.cast(group_norm_relu(pixels, gamma, beta), x.dtype), shape)
-
-
-def mean_of_group(per_channel):
-    """`[N, 1, C]` -> `[N, 1, C]`, each channel with the mean of its whole group."""
-    channels = per_channel.shape[-1]
-    means = ops.mean(ops.reshape(per_channel, (-1, NUM_GROUPS, channels // NUM_GROUPS)), 2, keepdims=True)
-    return ops.reshape(tf.tile(means, (1, 1, channels // NUM_GROUPS)), (-1, 1, channels))
-
-
-def mean_over_group(pixels):
-    """`[N, pixels, C]` -> `[N, 1, C]`, each channel with the mean of its group over all pixels."""
-    return mean_of_group(column_means(pixels))
-
-
-def normalize_and_rectify(x, gamma, beta):
-    """`relu(gamma * (x - mean) / sqrt(variance + 1e-5) + beta)`, and the mean and `1 / sqrt(…)` by group."""
-    mean = mean_over_group(x)
-    scale_of_group = ops.rsqrt(mean_over_group(ops.square(x - mean)) + 1e-5)
-    scale = gamma * scale_of_group
-    return ops.relu(x * scale + (beta - mean * scale)), mean, scale_of_group
-
-
-def gradient_of_normalize_and_rectify(upstream, x, gamma, result, mean, scale_of_group):
-    """What autodiff gives of `x`, `gamma` and `beta`, in half as many passes over memory."""
-    count = tf.cast(tf.shape(x)[1], x.dtype)
-    upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=result)
-    total = column_means(upstream)
-    along = (column_means(upstream * x) - mean * total) * scale_of_group
-    constant = mean_of_group(total * gamma) * scale_of_group
-    slope = mean_of_group(along * gamma) * ops.square(scale_of_group)
-    of_x = upstream * (gamma * scale_of_group) - (x * slope + (constant - mean * slope))
-    return of_x, ops.sum(along, (0, 1)) * count, ops.sum(total, (0, 1)) * count
-
-
-@_with_gradient
-def group_norm_relu(x, gamma, beta):
-    """GroupNorm (epsilon 1e-5) and ReLU of float32 `[N, pixels, C]`, with scale and shift `[C]`."""
-    forward, backward = normalize_and_rectify, gradient_of_normalize_and_rectify
-    if _while_tracing["compiled norms"]:
-        forward, backward = _compiled(forward), _compiled(backward)
-    result, *moments = forward(x, gamma, beta)
-    return result, lambda upstream: backward(upstream, x, gamma, result, *moments)
+        return ops.reshape(ops.cast(self.operations.group_norm_relu(pixels, gamma, beta), x.dtype), shape)
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -273,41 +127,6 @@ class Unit(keras.layers.Layer):
         return super().get_config() | config
 
 
-def check_range(images) -> None:
-    """Catch what a model that wants [-1, 1] would take in silence.
-
-    Args:
-        images: an array or eager tensor. Symbolic ones have no values yet and pass.
-
-    Raises:
-        ValueError: not floating point, or values beyond ±16: surely [0, 255].
-
-    Warns:
-        UserWarning: all values lie in [0, 1]: likely [0, 1], though a very bright image looks the same.
-    """
-    if not isinstance(images, np.ndarray) and not hasattr(images, "numpy"):
-        return
-    values = np.asarray(images)
-    if values.dtype.kind in "iub":
-        raise ValueError(
-            f"images: expected floats in [-1, 1], received {values.dtype}; divide by 127.5, subtract 1"
-        )
-    if values.size == 0:
-        return
-    low, high = float(values.min()), float(values.max())
-    if max(-low, high) > 16:
-        raise ValueError(
-            f"images: expected floats in [-1, 1], received values from {low:.4g} to {high:.4g}; "
-            "if they are in [0, 255], divide by 127.5 and subtract 1"
-        )
-    if 0 <= low < high <= 1:
-        warnings.warn(
-            f"images: all values lie in [0, 1] ({low:.4g} to {high:.4g}), the model expects [-1, 1]; "
-            "if they were scaled to [0, 1], multiply by 2 and subtract 1",
-            stacklevel=2,
-        )
-
-
 @keras.saving.register_keras_serializable(package="bitlib")
 class BiT(keras.Model):
     """A BiT-ResNet: root, four blocks of units, GroupNorm and ReLU, global average pool, head.
@@ -346,7 +165,9 @@ class BiT(keras.Model):
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes: expected None or a positive integer, received {num_classes!r}")
         self.units, self.width, self.num_classes = tuple(units), width, num_classes
-        self.origin, self.tuned = None, False  # the file it was loaded from, whether it was trained since
+        # Set by bitlib.checkpoint and bitlib.finetune: where the weights are from, what the model is now, and
+        # whether it was trained since it was loaded.
+        self.source, self.card, self.tuned = None, None, False
 
         own = {"dtype": self.dtype_policy, "kernel_initializer": kernel_initializer}
         self.root = StandardizedConv2D(filters, 7, 2, name="standardized_conv2d", **own)
@@ -441,18 +262,6 @@ class BiT(keras.Model):
     def call(self, images, training=False):
         stages = self._forward(images)
         return stages.get("logits", stages["features"])
-
-    @contextmanager
-    def constant_kernels(self):
-        """While open, standardised kernels are constants: what is traced standardises no kernel again."""
-        convolutions = [layer for layer in self._flatten_layers() if isinstance(layer, StandardizedConv2D)]
-        try:
-            for layer in convolutions:
-                layer.constant_kernel = ops.convert_to_numpy(standardize(layer.kernel))
-            yield
-        finally:
-            for layer in convolutions:
-                layer.constant_kernel = None
 
     def get_config(self):
         config = {"units": self.units, "width": self.width, "num_classes": self.num_classes}

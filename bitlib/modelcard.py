@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bitlib import zoo
-from bitlib.download import sha256
 
 CARD = """# {title}
 
@@ -41,19 +38,16 @@ Keras 3, for inference:
 
 def text(model, input_range: tuple[float, float], frozen: bool, compiled: bool) -> str:
     """The card of a `bitlib.model.BiT` that is exported for inputs in `input_range`, as Markdown."""
-    card, known = None, False
+    card, source = model.card, model.source
+    known = source is not None and source.card.name in zoo.names()
     weights = "made here, not loaded from a file"
-    if model.origin:
-        source, file = model.origin
-        card = zoo.card_of(source)
-        known = card.name in zoo.names()
-        path = Path(file)
-        digest = f", SHA-256 `{sha256(path)}`" if path.is_file() else ""
-        weights = f"`{path.name}`{digest}" + (f", published at {card.url}" if known and card.url else "")
+    if source:
+        digest = f", SHA-256 `{source.sha256}`" if source.path.is_file() else ""
+        published = f", published at {card.url}" if known and card.url else ""
+        weights = f"`{source.path.name}`{digest}{published}"
     if model.tuned:
         weights += ", fine-tuned since"
     output = "features" if model.head is None else "logits"
-    own_head = known and not model.tuned and model.num_classes == card.num_classes
     return CARD.format(
         title=card.name if card else "A BiT-ResNet",
         what=(
@@ -68,8 +62,10 @@ def text(model, input_range: tuple[float, float], frozen: bool, compiled: bool) 
         range="[-1, 1]" if tuple(input_range) == (-1, 1) else "[0, 1]",
         output=output,
         size=model.num_features if model.head is None else model.num_classes,
-        meaning=_meaning(card) if output == "logits" and own_head else "",
-        preprocessing=_preprocessing(card) if known else "that of the images it was trained on.",
+        meaning=_meaning(card) if card and output == "logits" else "",
+        preprocessing=_preprocessing(card)
+        if known or model.tuned
+        else "that of the images it was trained on.",
         licence=f"{card.licence}." if known else "that of its weights.",
         citation=card.citation if known else zoo.BIT_CITATION,
         hub="" if frozen else ", to train it further with `trainable=True`",
@@ -79,9 +75,13 @@ def text(model, input_range: tuple[float, float], frozen: bool, compiled: bool) 
 
 def _meaning(card: zoo.Card) -> str:
     lists = {"ilsvrc2012": "the 1000 classes of ILSVRC-2012", "imagenet21k": "the 21843 of ImageNet-21k"}
-    of = lists.get(card.labels, f"the classes of {card.labels}") if card.labels else "classes"
+    if card.class_names:
+        names = ", ".join(card.class_names[:20]) + ("" if len(card.class_names) <= 20 else ", …")
+        classes = f", of the classes {names}"
+    else:
+        classes = f", of {lists.get(card.labels, f'the classes of {card.labels}')}" if card.labels else ""
     rest = "; a sigmoid, not a softmax, turns them into probabilities" if card.activation == "sigmoid" else ""
-    return f", of {of}{rest}"
+    return classes + rest
 
 
 def _preprocessing(card: zoo.Card) -> str:

@@ -13,14 +13,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from bitlib import checkpoint, modelcard, reference, zoo
-from bitlib._files import replacing
-from bitlib.checkpoint import CheckpointError
-from bitlib.model import BiT, compiled_norms
+from bitlib import checkpoint, modelcard, ops, reference, zoo
+from bitlib.checkpoint import CheckpointError, Source
+from bitlib.model import BiT
+from bitlib.writing import replacing
 
 TOLERANCE = 1e-4
 """Largest difference between a port and the float64 reference, as a share of the logits' scale."""
@@ -129,7 +130,8 @@ def _reusable(model: BiT, input_range):
 
 def _frozen(model: BiT, input_range, jit_compile):
     compute, output = _function(model, input_range)
-    with model.constant_kernels(), compiled_norms(jit_compile):
+    operations = ops.fast(written_gradients=False, compiled=True) if jit_compile else ops.PLAIN
+    with ops.constant_kernels(model, operations):
         constant = convert_variables_to_constants_v2(compute.get_concrete_function())
     halves = tf.function(_in_halves(constant), input_signature=[INPUTS])
     module = tf.Module()
@@ -203,46 +205,53 @@ def port_all(
         CheckpointError: as `port`; what was written before stays.
     """
     _check((-1, 1), freeze, jit_compile)
-    wanted = [one for source in sources for one in _targets(source)]
-    frozen = freeze, jit_compile
-    return (_port(source, Path(directory) / folder, frozen, *how) for source, folder, *how in wanted)
+    targets = [target for source in sources for target in _targets(source)]
+    return (_port(target, Path(directory), freeze, jit_compile) for target in targets)
 
 
-def _targets(source) -> list[tuple]:
-    """Source, folder, head and input range of everything that `port_all` makes of a source."""
+class _Target(NamedTuple):
+    """One SavedModel to make of a source."""
+
+    source: str | os.PathLike
+    folder: str
+    head: str | None
+    input_range: tuple[float, float]
+
+
+def _targets(source) -> list[_Target]:
+    """Everything that `port_all` makes of a source."""
     if zoo.is_collection(str(source)):
         return [target for handle in zoo.handles(str(source)) for target in _targets(handle)]
     card = zoo.card_of(source)
     heads = {"logits": "keep", "features": None}
     if card.handle:
-        return [(source, card.handle, heads[card.output], card.input_range)]
+        return [_Target(source, card.handle, heads[card.output], card.input_range)]
     targets = []
-    for output, plain in (("logits", f"{card.name}/classifier/1"), ("features", f"{card.name}/features/1")):
-        folder = card.handles.get(output, plain)
-        input_range = zoo.card(folder).input_range if output in card.handles else card.input_range
-        targets.append((source, folder, heads[output], input_range))
+    for output, plain in (("logits", "classifier"), ("features", "features")):
+        handle = card.handles.get(output)
+        input_range = zoo.card(handle).input_range if handle else card.input_range
+        targets.append(_Target(source, handle or f"{card.name}/{plain}/1", heads[output], input_range))
     return targets
 
 
-def _port(source, directory: Path, frozen, head, input_range) -> Ported:
-    model, difference = _checked(source, head)
-    folder = export(model, directory, input_range, *frozen)
+def _port(target: _Target, directory: Path, freeze: bool, jit_compile: bool) -> Ported:
+    model, difference = _checked(checkpoint.find(target.source), target.head)
+    folder = export(model, directory / target.folder, target.input_range, freeze, jit_compile)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     output = "features" if model.head is None else "logits"
-    return Ported(zoo.card_of(source).name, folder, output, size, difference)
+    return Ported(model.card.name, folder, output, size, difference)
 
 
-def _checked(source, head) -> tuple[BiT, float]:
+def _checked(source: Source, head) -> tuple[BiT, float]:
     """A loaded model and its difference from the float64 reference, if that is small enough."""
     model = checkpoint.load(source, head=head)
-    _, path = model.origin  # resolving again would read the whole file for its hash again
     # For the largest a small image will do: as many sums, fewer of each.
     size = 64 if model.count_params() < 300_000_000 else 32
-    with checkpoint.opened(path) as arrays:
+    with checkpoint.opened(source.path) as arrays:
         difference = reference.disagreement(model, arrays, size)
     if not difference <= TOLERANCE:
         raise CheckpointError(
-            f"{path}: the ported model differs from the NumPy reference by {difference:.1e} of the "
+            f"{source.path}: the ported model differs from the NumPy reference by {difference:.1e} of the "
             f"logits' scale, expected at most {TOLERANCE:.0e}"
         )
     return model, difference
@@ -262,7 +271,7 @@ def port(
         source, head: as for `bitlib.load`.
         directory, freeze, jit_compile: as for `export`.
         input_range: as for `export`; None for that of the old module if `source` is a hub handle, and
-            [-1, 1] else.
+            [-1, 1] otherwise.
 
     Returns:
         The folder of the SavedModel.
@@ -273,5 +282,6 @@ def port(
             by more than `TOLERANCE`, in which case nothing is written.
     """
     _check(input_range or (-1, 1), freeze, jit_compile)  # before minutes are spent
-    model, _ = _checked(source, head)
-    return export(model, directory, input_range or zoo.card_of(source).input_range, freeze, jit_compile)
+    found = checkpoint.find(source)
+    model, _ = _checked(found, head)
+    return export(model, directory, input_range or found.card.input_range, freeze, jit_compile)

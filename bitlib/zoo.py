@@ -1,8 +1,7 @@
-"""What exists: one card for every published BiT and for the small one that ships with this package, and
-the old TensorFlow Hub handles that lead to them.
+"""What exists: a card for every published BiT, and for the small one that ships with this package.
 
 A card is data only: which file, which network, which preprocessing. This module imports neither
-TensorFlow nor NumPy.
+TensorFlow nor NumPy, and opens no file.
 """
 
 from __future__ import annotations
@@ -11,10 +10,14 @@ import difflib
 import functools
 import math
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from bitlib import handles as hub
+from bitlib.layout import UNITS as UNITS
+from bitlib.layout import Architecture, layout, npz_size, units_and_width
+from bitlib.paths import bundled
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"
 """Where the weights have been published since 2020."""
@@ -22,8 +25,13 @@ BASE_URL = "https://storage.googleapis.com/bit_models/"
 BUNDLED = "BiT-XS-R14x0.5"
 """The model that ships with this package."""
 
-UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-"""Bottleneck units in each of the four blocks, by the depth a BiT is named after."""
+CLASS_LISTS = {
+    "glyph1k": "glyph1k_names.txt",
+    "ilsvrc2012": "ilsvrc2012_wordnet_lemmas.txt",
+    "imagenet21k": "imagenet21k_wordnet_lemmas.txt",
+}
+"""The file of each class list: one class a line, line number = index. The first is bundled, the others
+are published beside the weights."""
 
 ARCHITECTURES = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 
@@ -100,6 +108,7 @@ class Card:
         output: `logits`, or `features` for a hub handle of a feature extractor.
         handle: the hub handle that this card was asked for by, if it was.
         licence: of the weights, as an SPDX identifier.
+        class_names: the names of its outputs, where a file of one's own carries them.
     """
 
     name: str
@@ -117,6 +126,7 @@ class Card:
     output: str = "logits"
     handle: str | None = None
     licence: str = "Apache-2.0"
+    class_names: tuple[str, ...] | None = None
 
     @property
     def url(self) -> str | None:
@@ -138,52 +148,27 @@ class Card:
     def size(self) -> int | None:
         """Bytes of the published file, computed from its arrays; None where only the file tells."""
         if self.name == BUNDLED:
-            from bitlib._files import bundled
-
             return bundled(self.file).stat().st_size
         shapes = self._shapes()
-        return shapes and _size_of_npz(shapes, zip64_headers=self.file.startswith("distill/"))
+        return shapes and npz_size(shapes, zip64_headers=self.file.startswith("distill/"))
 
     @property
     def handles(self) -> dict[str, str]:
         """The hub handles of this checkpoint: by output, `logits` and `features`, one of each at most."""
         found: dict[str, str] = {}
-        for handle in _handles():
-            card = _of_handle(handle)
-            if card.name == self.name:
-                found.setdefault(card.output, handle)
+        for handle in hub.every():
+            module = hub.module(handle)
+            if module.checkpoint == self.name:
+                found.setdefault(module.output, handle)
         return found
 
     def _shapes(self) -> dict | None:
         if self.num_classes is None:
             return None
-        from bitlib.checkpoint import Architecture, layout
-
         return layout(Architecture(*units_and_width(self.architecture), self.num_classes))
 
     def _repr_markdown_(self) -> str:
         return Table([self])._repr_markdown_()
-
-
-def units_and_width(architecture: str) -> tuple[tuple[int, ...], float]:
-    """The network that a name such as `R50x1` stands for: units in each block, and width."""
-    depth, width = architecture[1:].split("x")
-    return UNITS[int(depth)], float(width)
-
-
-def _size_of_npz(shapes: dict, zip64_headers: bool) -> int:
-    """Bytes of an uncompressed `.npz`: a zip of `.npy` files with headers of 128 bytes, sorted by name.
-
-    Newer NumPy adds 20 bytes to each local header; an entry that begins beyond 2 GiB takes 12 more in
-    the directory, and the directory of such an archive 76.
-    """
-    position = directory = 0
-    limit = 2**31 - 1
-    for name, shape in sorted(shapes.items()):
-        name_length = len(name) + len(".npy")
-        directory += 46 + name_length + (12 if position > limit else 0)
-        position += 30 + name_length + (20 if zip64_headers else 0) + 128 + 4 * math.prod(shape)
-    return position + directory + 22 + (76 if position > limit else 0)
 
 
 def _published():
@@ -242,54 +227,6 @@ def _cards() -> dict[str, Card]:
     return {card.name: card for card in _published()}
 
 
-COLLECTIONS = {
-    "google/collections/bit": ("google/bit/",),
-    "sayakpaul/collections/bit-resnet": ("sayakpaul/",),
-}
-"""Collections of the hub, and how the handles of their members begin."""
-
-_DISTILLATION = {
-    "bit_resnet152x2": "R152x2_T",
-    "bit_r152x2": "R152x2_T",
-    "distill_bit_resnet50x1": "R50x1",
-    "distill_bit_r50x1": "R50x1",
-}
-
-
-@functools.cache
-def _handles() -> tuple[str, ...]:
-    """Every handle of the hub that led to a BiT, in one spelling."""
-    found = []
-    for family in "sm":
-        for architecture in ("r50x1", "r50x3", "r101x1", "r101x3", "r152x4"):
-            model = f"google/bit/{family}-{architecture}"
-            found += [f"{model}/1", f"{model}/ilsvrc2012_classification/1"]
-            found += [f"{model}/imagenet21k_classification/1"] if family == "m" else []
-    for size in (224, 384):
-        found.append(f"sayakpaul/bit_resnet152x2_{size}_classification/1")
-        found.append(f"sayakpaul/bit_r152x2_{size}_feature_extraction/1")
-    for size in (224, 160):
-        found.append(f"sayakpaul/distill_bit_resnet50x1_{size}_classification/1")
-        found.append(f"sayakpaul/distill_bit_r50x1_{size}_feature_extraction/1")
-    return tuple(found)
-
-
-def _of_handle(handle: str) -> Card:
-    """The card of one of `_handles()`."""
-    owner, *path, _version = handle.split("/")
-    if owner == "google":
-        family, architecture = path[1].split("-")
-        name = f"BiT-{family.upper()}-{architecture.upper().replace('X', 'x')}"
-        if family == "m" and path[2:] == ["ilsvrc2012_classification"]:
-            name += "-ILSVRC2012"
-        output, input_range = "logits" if path[2:] else "features", (0, 1)
-    else:
-        model, size, kind = re.fullmatch(r"(\w+x\d)_(\d+)_(\w+)", path[0]).groups()
-        name = f"{_DISTILLATION[model]}_{size}"
-        output, input_range = "features" if kind == "feature_extraction" else "logits", (-1, 1)
-    return replace(_cards()[name], handle=handle, output=output, input_range=input_range)
-
-
 def names() -> list[str]:
     """Every name of a checkpoint that `card` and `bitlib.load` understand, the bundled model first."""
     return list(_cards())
@@ -305,31 +242,23 @@ def handles(collection: str | None = None) -> list[str]:
     Raises:
         ValueError: there is no such collection.
     """
-    if collection is None:
-        return list(_handles())
-    prefix = COLLECTIONS.get(_unversioned(collection))
-    if prefix is None:
-        known = ", ".join(COLLECTIONS)
+    found = list(hub.every()) if collection is None else hub.members(collection)
+    if found is None:
+        known = ", ".join(hub.COLLECTIONS)
         raise ValueError(f"collection: expected one of {known}, received {collection!r}")
-    return [handle for handle in _handles() if handle.startswith(prefix)]
+    return found
 
 
 def is_collection(name: str) -> bool:
     """Whether a name is that of a collection of the hub."""
-    return _unversioned(name) in COLLECTIONS
+    return hub.members(name) is not None
 
 
-def _bare(name: str) -> str:
-    """A handle in lower case, without scheme, host and query."""
-    name = re.sub(
-        r"^(https?:)?/*((www\.)?tfhub\.dev|hub\.tensorflow\.google\.cn)/", "", str(name).strip().lower()
-    )
-    return name.partition("?")[0].strip("/")
-
-
-def _unversioned(name: str) -> str:
-    """As `_bare`, and without the version at its end."""
-    return re.sub(r"/\d+$", "", _bare(name))
+@functools.cache
+def _spellings() -> dict[str, str]:
+    """What a checkpoint is called in lower case, by its file or in the paper (`M-R50x1`) -> its name."""
+    found = {name.lower(): name for name in _cards()}
+    return {name.removeprefix("bit-"): known for name, known in found.items()} | found
 
 
 def card(name: str) -> Card:
@@ -337,33 +266,28 @@ def card(name: str) -> Card:
 
     Args:
         name: as in `names()`, in any case, with or without folder, address and `.npz`; the paper's short
-            name (`M-R50x1`); or a handle of TensorFlow Hub, with or without host and version. Of a
-            handle the card tells the input range and the output which that module had.
+            name (`M-R50x1`); or a handle of TensorFlow Hub, with or without host and version. The card of
+            a handle has the input range and the output of that module.
 
     Raises:
         ValueError: no such model; the message lists the nearest names, or the members of a collection.
     """
-    bare = _bare(name)
-    unversioned = _unversioned(name)
-    by_handle = {handle.rpartition("/")[0]: handle for handle in _handles()}
-    handle = by_handle.get(
-        re.sub(r"(?<=distill_bit_)r50x1(_\d+_classification)", r"resnet50x1\1", unversioned)
-    )
-    if handle:
-        return replace(_of_handle(handle), handle=f"{unversioned}/1")
-    if unversioned in COLLECTIONS:
-        members = ", ".join(handles(unversioned))
+    if found := hub.find(name):
+        handle, known = found
+        module = hub.module(known)
+        return replace(
+            _cards()[module.checkpoint], handle=handle, output=module.output, input_range=module.input_range
+        )
+    if is_collection(name):
+        members = ", ".join(handles(name))
         raise ValueError(f"name: {name!r} is a collection; choose one of its members: {members}")
+    bare = hub.bare(name)
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
-    by_name = {known.lower(): found for known, found in _cards().items()}
-    for known, found in list(by_name.items()):
-        by_name.setdefault(known.removeprefix("bit-"), found)
-    if wanted in by_name and not bare.startswith(("google/bit/", "sayakpaul/")):
-        return by_name[wanted]
-    spelled = {known: found.name for known, found in by_name.items()} | {h.lower(): h for h in _handles()}
-    pool = [known for known in spelled if ("/" in known) == bare.startswith(("google/", "sayakpaul/"))]
-    near = difflib.get_close_matches(bare if "/" in pool[0] else wanted, pool, n=5, cutoff=0.5)
-    hint = ", ".join(dict.fromkeys(spelled[n] for n in near)) or "bitlib.zoo.names() lists them all"
+    if wanted in _spellings() and not bare.startswith(("google/bit/", "sayakpaul/")):
+        return _cards()[_spellings()[wanted]]
+    near = difflib.get_close_matches(bare, hub.every(), n=5, cutoff=0.5) if "/" in bare else []
+    near = near or [_spellings()[found] for found in difflib.get_close_matches(wanted, _spellings(), 5, 0.5)]
+    hint = ", ".join(dict.fromkeys(near)) or "bitlib.zoo.names() lists them all"
     raise ValueError(f"name: no published BiT is called {name!r}; nearest: {hint}")
 
 
@@ -380,9 +304,14 @@ def card_of(source: str | os.PathLike) -> Card:
         return card(str(source))
     except ValueError:
         path = Path(source)
-        if path.suffix != ".npz" and not path.is_file():
+        if not (isinstance(source, os.PathLike) or path.suffix == ".npz" or path.is_file()):
             raise
-        return Card(path.stem, path.name, "as in the file", None, None, "unknown data", 224, antialias=True)
+        return own_card(path.stem, path.name)
+
+
+def own_card(name: str, file: str = "") -> Card:
+    """The card of a model that was not published: no class list, images resized straight to 224 pixels."""
+    return Card(name, file, "as in the file", None, None, "unknown data", 224, antialias=True)
 
 
 class Table(list):
@@ -421,16 +350,16 @@ class Table(list):
 def table(*words: str) -> Table:
     """The cards whose name, network, data or handles hold all of the words, in any case.
 
-    The 285 fine-tuned on VTAB are told one by one only to whom asks for them (`table("vtab", "svhn")`).
+    The 285 that were fine-tuned on VTAB are listed only if a word asks for them (`table("vtab", "svhn")`).
 
     Args:
         words: `R50x1`, `distill`, `ImageNet-21k`, `384`, …; none for all.
     """
 
-    def told(card: Card) -> str:
+    def described(card: Card) -> str:
         return " ".join(map(str, (card.name, card.file, card.architecture, card.trained_on, card.labels,
                                   card.resolution, *card.handles.values()))).lower()  # fmt: skip
 
     tasks = {word.lower() for word in words} & {"vtab", *VTAB_TASKS}
     pool: Iterable[Card] = (c for c in _cards().values() if tasks or not c.file.startswith("vtab/"))
-    return Table(card for card in pool if all(word.lower() in told(card) for word in words))
+    return Table(card for card in pool if all(word.lower() in described(card) for word in words))

@@ -25,8 +25,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from bitlib import datasets, features, images, zoo
-from bitlib._files import replacing
 from bitlib.model import UNITS, BiT
+from bitlib.writing import replacing
 
 DATA = Path(__file__).parent.parent / "data"
 NAME = "BiT-XS-R14x0.5"

@@ -154,7 +154,7 @@ class TestTrainBatches:
     def test_going_on_in_the_middle_gives_what_an_unbroken_run_sees(self, start, kind, monkeypatch):
         examples = numbered(21)
         if kind == "too large to keep":
-            monkeypatch.setattr(augment, "KEPT_BYTES", 10 * 40 * 40 * 3 * 4)
+            monkeypatch.setattr(augment, "CACHED_BYTES", 10 * 40 * 40 * 3 * 4)
         if kind != "arrays":
             examples = tf.data.Dataset.from_tensor_slices(examples)
         if kind == "of unknown length":
@@ -170,7 +170,7 @@ class TestTrainBatches:
     @pytest.mark.parametrize("length", ["known", "unknown"])
     def test_no_example_of_a_stream_is_lost_or_doubled(self, monkeypatch, length):
         """A dataset of which only ten pictures fit into memory."""
-        monkeypatch.setattr(augment, "KEPT_BYTES", 10 * 32 * 32 * 3 * 4)
+        monkeypatch.setattr(augment, "CACHED_BYTES", 10 * 32 * 32 * 3 * 4)
         dataset = tf.data.Dataset.from_tensor_slices(numbered(24))
         if length == "unknown":
             dataset = dataset.filter(lambda image, label: True)
@@ -184,7 +184,7 @@ class TestTrainBatches:
     @pytest.mark.parametrize("kept", [True, False])
     def test_a_global_seed_changes_nothing(self, monkeypatch, kept):
         if not kept:
-            monkeypatch.setattr(augment, "KEPT_BYTES", 1)
+            monkeypatch.setattr(augment, "CACHED_BYTES", 1)
         dataset = tf.data.Dataset.from_tensor_slices(numbered(24))
         orders = []
         for seed in (3, 4):

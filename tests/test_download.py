@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import bitlib
-from bitlib import checkpoint, download, labels, zoo
+from bitlib import checkpoint, digests, download, labels, zoo
 
 FILE = "distill/R50x1_224.npz"
 OTHER = b"PK, but not this file"
@@ -365,7 +365,7 @@ class TestDisk:
         def full(self, *arguments):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(download._Getting, "_try", full)
+        monkeypatch.setattr(download._Downloader, "_try", full)
         with refused("the disk is full", OSError):
             checkpoint.fetch("R50x1_224")
         assert kept(cache) == []
@@ -383,7 +383,7 @@ class TestDisk:
         def read_only(path):
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr(download, "_write_note", lambda *arguments: read_only(cache))
+        monkeypatch.setattr(digests, "write_note", lambda *arguments: read_only(cache))
         assert checkpoint.fetch("R50x1_224").read_bytes() == content
 
 

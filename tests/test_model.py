@@ -3,17 +3,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bitlib import checkpoint
+from bitlib import checkpoint, ops
 from bitlib.checkpoint import Architecture
 from bitlib.model import (
     UNITS,
     BiT,
     GroupNorm,
     check_range,
-    compiled_norms,
-    group_norm_relu,
     standardize,
-    written_gradients,
 )
 from tests.conftest import SMALL
 
@@ -150,8 +147,8 @@ def test_group_norm_keeps_its_digits_where_the_mean_is_large(mean, compiled):
     exact = (grouped - grouped.mean((1, 2, 4), keepdims=True)) / np.sqrt(
         grouped.var((1, 2, 4), keepdims=True) + 1e-5
     )
-    with compiled_norms(compiled):
-        result = layer(x)
+    layer.operations = ops.fast(compiled=compiled)
+    result = layer(x)
     np.testing.assert_allclose(result, np.maximum(exact.reshape(x.shape), 0), atol=3e-7 * max(mean, 10))
 
 
@@ -165,7 +162,7 @@ class TestWrittenGradients:
         found = []
         for function, dtype in ((ours, tf.float32), (exact, tf.float64)):
             cast = [tf.cast(argument, dtype) for argument in arguments]
-            with written_gradients(), tf.GradientTape() as tape:
+            with tf.GradientTape() as tape:
                 tape.watch(cast)
                 result = tf.reduce_sum(function(*cast) * tf.cast(weights, dtype))
             found.append(tape.gradient(result, cast))
@@ -178,7 +175,7 @@ class TestWrittenGradients:
             mean, variance = tf.nn.moments(kernel, (0, 1, 2), keepdims=True)
             return (kernel - mean) / tf.sqrt(variance + 1e-10)
 
-        self.compare(standardize, exact, np.random.default_rng(0).normal(mean, 1, (3, 3, 8, 16)))
+        self.compare(ops.fast().standardize, exact, np.random.default_rng(0).normal(mean, 1, (3, 3, 8, 16)))
 
     @pytest.mark.parametrize("compiled", [False, True])
     def test_of_group_norm_and_relu(self, compiled):
@@ -189,15 +186,15 @@ class TestWrittenGradients:
 
         rng = np.random.default_rng(0)
         gamma, beta = rng.normal(size=64), rng.normal(size=64)
-        with compiled_norms(compiled):
-            self.compare(group_norm_relu, exact, rng.normal(1, 2, (2, 30, 64)), gamma, beta)
+        ours = ops.fast(compiled=compiled).group_norm_relu
+        self.compare(ours, exact, rng.normal(1, 2, (2, 30, 64)), gamma, beta)
 
     def test_of_a_whole_network(self, small, images):
         """By differences: the loss falls as the gradient says when one walks against it."""
         small.head.kernel.assign(np.random.default_rng(0).normal(size=small.head.kernel.shape))
         loss = lambda: float(tf.reduce_sum(tf.square(small(images))))  # noqa: E731
         values = [variable.value for variable in small.trainable_variables]
-        with written_gradients(), tf.GradientTape() as tape:
+        with ops.computed_by(small, ops.fast()), tf.GradientTape() as tape:
             tape.watch(values)
             target = tf.reduce_sum(tf.square(small(images)))
         gradients = tape.gradient(target, values)

@@ -1,32 +1,12 @@
-"""Where files are, and how they are written: completely, or not at all."""
+"""How files and folders are written: completely, or not at all."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-
-def bundled(file: str) -> Path:
-    """A file of `data/`: beside the modules in an installed copy, beside the package in a checkout."""
-    here = Path(__file__).parent
-    for folder in (here / "data", here.parent / "data"):
-        if (folder / file).is_file():
-            return folder / file
-    raise FileNotFoundError(f"{file}: not among the files that ship with bitlib; reinstall the package")
-
-
-def cache_folder() -> Path:
-    """`BITLIB_CACHE` if set, else the user's cache folder."""
-    folder = os.environ.get("BITLIB_CACHE")
-    if folder:
-        return Path(folder).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("bitlib"))
 
 
 @contextmanager

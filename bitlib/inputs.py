@@ -1,0 +1,88 @@
+"""What may enter a model: the checks of images and labels, and the errors that say what would be right."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+
+def check_range(images) -> None:
+    """Catch images that are not in [-1, 1], which a network would take without a word.
+
+    Args:
+        images: an array or eager tensor. Symbolic ones have no values yet and pass.
+
+    Raises:
+        ValueError: not floating point, or values beyond ±16: surely [0, 255].
+
+    Warns:
+        UserWarning: all values lie in [0, 1]: likely [0, 1], though a very bright image looks the same.
+    """
+    if not isinstance(images, np.ndarray) and not hasattr(images, "numpy"):
+        return
+    values = np.asarray(images)
+    if values.dtype.kind in "iub":
+        raise ValueError(
+            f"images: expected floats in [-1, 1], received {values.dtype}; divide by 127.5, subtract 1"
+        )
+    if values.size == 0:
+        return
+    low, high = float(values.min()), float(values.max())
+    if max(-low, high) > 16:
+        raise ValueError(
+            f"images: expected floats in [-1, 1], received values from {low:.4g} to {high:.4g}; "
+            "if they are in [0, 255], divide by 127.5 and subtract 1"
+        )
+    if 0 <= low < high <= 1:
+        warnings.warn(
+            f"images: all values lie in [0, 1] ({low:.4g} to {high:.4g}), the model expects [-1, 1]; "
+            "if they were scaled to [0, 1], multiply by 2 and subtract 1",
+            stacklevel=2,
+        )
+
+
+def check_examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    """Check labelled images.
+
+    Raises:
+        ValueError: `images` are not float `[N, H, W, 3]` in [-1, 1], N at least 1; or `labels` are not N
+            integers from 0 to `num_classes - 1`.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images: expected shape [N, H, W, 3], received {list(images.shape)}")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels: expected one integer for each of {len(images)} images, received shape {labels.shape}"
+        )
+    if not len(images):
+        raise ValueError("images: expected at least one, received none")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels: expected integers, received {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels: expected 0 to {num_classes - 1}, as the model has {num_classes} classes; "
+            f"received {labels.min()} to {labels.max()}"
+        )
+    check_range(images)
+
+
+def check_dataset(examples, num_classes: int) -> None:
+    """Check a `tf.data.Dataset` by what it says of itself and by its first example.
+
+    Raises:
+        ValueError: it is not of pairs, it is batched, it has no end, it is empty; or as `check_examples`.
+    """
+    import tensorflow as tf
+
+    spec = examples.element_spec
+    if not (isinstance(spec, tuple) and len(spec) == 2):
+        raise ValueError(f"examples: expected pairs of an image and a label, received elements {spec}")
+    if examples.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("examples: a dataset without end; give one epoch of it, without repeat()")
+    for image, label in examples.take(1):
+        if image.shape.rank == 4:
+            raise ValueError(f"examples: expected an unbatched dataset, received batches {image.shape}")
+        check_examples(image.numpy()[None], np.asarray(label)[None], num_classes)
+        return
+    raise ValueError("examples: expected at least one example, received none")

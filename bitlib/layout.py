@@ -1,0 +1,129 @@
+"""Names and shapes of the arrays in a published checkpoint, and which network they make.
+
+Numbers and names only: no file is opened here, and neither NumPy nor Keras is imported.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""Bottleneck units in each of the four blocks, by the depth a BiT is named after."""
+
+HEAD = ("resnet/head/conv2d/kernel", "resnet/head/conv2d/bias")
+ROOT = "resnet/root_block/standardized_conv2d/kernel"
+
+_UNIT = re.compile(r"resnet/block(\d)/unit(\d\d)/")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; its message names the file, the array, what was found and expected."""
+
+
+class Architecture(NamedTuple):
+    """What the arrays of a checkpoint say of its network; the arguments of `bitlib.model.BiT`."""
+
+    units: tuple[int, int, int, int]
+    width: float
+    num_classes: int | None
+
+
+def layout(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the arrays of a published checkpoint, in the order of the network."""
+    units, width, num_classes = architecture
+    channels = int(64 * width)
+    shapes: dict[str, tuple[int, ...]] = {ROOT: (7, 7, 3, channels)}
+
+    def add(prefix, size, channels_in, channels_out):
+        shapes[f"{prefix}/group_norm/gamma"] = shapes[f"{prefix}/group_norm/beta"] = (channels_in,)
+        shapes[f"{prefix}/standardized_conv2d/kernel"] = (size, size, channels_in, channels_out)
+
+    for block, count in enumerate(units):
+        filters = int(64 * width) * 2**block
+        for unit in range(count):
+            prefix = f"resnet/block{block + 1}/unit{unit + 1:02d}"
+            add(f"{prefix}/a", 1, channels, filters)
+            if unit == 0:
+                shapes[f"{prefix}/a/proj/standardized_conv2d/kernel"] = (1, 1, channels, 4 * filters)
+            add(f"{prefix}/b", 3, filters, filters)
+            add(f"{prefix}/c", 1, filters, 4 * filters)
+            channels = 4 * filters
+    shapes["resnet/group_norm/gamma"] = shapes["resnet/group_norm/beta"] = (channels,)
+    if num_classes is not None:
+        shapes[HEAD[0]], shapes[HEAD[1]] = (1, 1, channels, num_classes), (num_classes,)
+    return shapes
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+    """Depth, width and head of the network that arrays of these names and shapes belong to.
+
+    The width is the one that most of the telling arrays agree on, so that a single wrong array is
+    found out by `check` instead of turning all the others wrong.
+
+    Raises:
+        CheckpointError: no array tells the width.
+    """
+    units = [1, 1, 1, 1]
+    for name in shapes:
+        if (match := _UNIT.match(name)) and 1 <= int(match[1]) <= 4:
+            block = int(match[1]) - 1
+            units[block] = max(units[block], int(match[2]))
+    telling = {ROOT: 64, "resnet/group_norm/gamma": 2048}
+    for block in range(4):
+        telling[f"resnet/block{block + 1}/unit01/b/standardized_conv2d/kernel"] = 64 * 2**block
+    widths = [shapes[name][-1] / unit for name, unit in telling.items() if shapes.get(name)]
+    votes = Counter(width for width in widths if width > 0 and (64 * width) % 32 == 0)
+    if not votes:
+        raise CheckpointError(f"{ROOT}: missing or of a shape that is not [7, 7, 3, 64 * width]")
+    width = votes.most_common(1)[0][0]
+    num_classes = None
+    for name in HEAD:
+        num_classes = num_classes or (shapes[name][-1] if shapes.get(name) else None)
+    return Architecture(tuple(units), int(width) if width == int(width) else width, num_classes)
+
+
+def check(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes with those expected.
+
+    Raises:
+        CheckpointError: arrays are missing, unexpected or of another shape; all are counted, five named.
+    """
+    problems = [
+        f"{name}: missing, expected shape {expected[name]}" for name in expected if name not in shapes
+    ]
+    problems += [
+        f"{name}: unexpected, a BiT of this size has no such array" for name in shapes if name not in expected
+    ]
+    problems += [
+        f"{name}: expected shape {expected[name]}, found {shapes[name]}"
+        for name in expected
+        if name in shapes and tuple(shapes[name]) != expected[name]
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError("; ".join(problems[:5]) + more)
+
+
+def units_and_width(architecture: str) -> tuple[tuple[int, ...], float]:
+    """The network that a name such as `R50x1` stands for: units in each block, and width."""
+    depth, width = architecture[1:].split("x")
+    return UNITS[int(depth)], float(width)
+
+
+def npz_size(shapes: dict, zip64_headers: bool) -> int:
+    """Bytes of an uncompressed `.npz`: a zip of `.npy` files with headers of 128 bytes, sorted by name.
+
+    Newer NumPy adds 20 bytes to each local header; an entry that begins beyond 2 GiB takes 12 more in
+    the directory, and the directory of such an archive 76.
+    """
+    position = directory = 0
+    limit = 2**31 - 1
+    for name, shape in sorted(shapes.items()):
+        name_length = len(name) + len(".npy")
+        directory += 46 + name_length + (12 if position > limit else 0)
+        position += 30 + name_length + (20 if zip64_headers else 0) + 128 + 4 * math.prod(shape)
+    return position + directory + 22 + (76 if position > limit else 0)

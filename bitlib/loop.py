@@ -1,0 +1,227 @@
+"""The training loop: any loss, on one replica or many, resumable, watched by a guard.
+
+It is our own, around `strategy.run` and the optimizer: `keras.Model.fit` fails under
+`MultiWorkerMirroredStrategy`, cannot be stopped and resumed to the same weights, and does not notice a
+model that does not train.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from bitlib.resume import History, Saved
+
+
+@dataclass
+class Loop:
+    """What a training consists of.
+
+    Attributes:
+        steps: in all; step `i` has the rate `learning_rate(i)`.
+        train_step: a batch -> its loss, a float; updates the weights.
+        batches: from a step on -> what `train_step` takes, one tuple for each step that is left.
+        validate: () -> accuracy and loss; None for no validation.
+        validate_every: steps between two validations; None for the end only.
+        save_every: steps between two savings; None for a tenth of the training.
+    """
+
+    steps: int
+    learning_rate: Callable[[int], float]
+    train_step: Callable
+    batches: Callable[[int], Iterable]
+    validate: Callable[[], tuple[float, float]] | None = None
+    validate_every: int | None = None
+    save_every: int | None = None
+
+    def run(
+        self, history: History, saved: Saved, guard: Guard | None, chief: bool, verbose, tensorboard
+    ) -> None:
+        """Train from where the history ends. Raises: as `bitlib.finetune.fit`."""
+        start = len(history.loss)
+        save_every = self.save_every or max(1, self.steps // 10)
+        log = TensorBoard(tensorboard if chief else None)
+        with tqdm(total=self.steps, initial=start, unit="step", disable=not (verbose and chief)) as progress:
+            for step, batch in zip(range(start, self.steps), self.batches(start), strict=False):
+                rate = self.learning_rate(step)
+                loss = float(self.train_step(*batch))
+                if not math.isfinite(loss):
+                    raise _diverged(loss, step, rate, saved)
+                history.loss.append(loss)
+                history.learning_rate.append(rate)
+                done = step + 1
+                guard = guard and guard.after(rate)
+                progress.update()
+                progress.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}")
+                log.write(done, loss=loss, learning_rate=rate)
+                due = done == self.steps or (self.validate_every and done % self.validate_every == 0)
+                if self.validate and due:
+                    accuracy, validation_loss = self.validate()
+                    history.validated.append(done)
+                    history.validation_accuracy.append(accuracy)
+                    history.validation_loss.append(validation_loss)
+                    log.write(done, validation_accuracy=accuracy, validation_loss=validation_loss)
+                if chief and (done == self.steps or done % save_every == 0):
+                    saved.save(history)
+        if len(history.loss) < self.steps:
+            raise ValueError(
+                f"train: gave batches for {len(history.loss)} of {self.steps} steps; is it an empty dataset?"
+            )
+
+
+def strategy_of(model) -> tf.distribute.Strategy:
+    """The strategy that a model was made in, or the one whose scope we are in."""
+    owner = getattr(model.variables[0].value, "distribute_strategy", None)
+    current = tf.distribute.get_strategy()
+    if owner is None and current.num_replicas_in_sync > 1:
+        raise ValueError("model: made outside the strategy's scope; load it within `with strategy.scope():`")
+    return owner or current
+
+
+def is_chief(strategy) -> bool:
+    """Whether this process writes files: the only one, or the first of several."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or resolver.task_type in (None, "", "chief"):
+        return True
+    chief_apart = "chief" in resolver.cluster_spec().jobs
+    return resolver.task_type == "worker" and resolver.task_id == 0 and not chief_apart
+
+
+def shared(batches: tf.data.Dataset, batch_size: int, strategy):
+    """The batches, each shared by the replicas. MixUp blends across shares, so every machine makes
+    whole batches and takes its own part: the same batches, however many there are."""
+    if strategy.num_replicas_in_sync == 1:
+        return batches
+
+    def part(context):
+        share = batch_size // context.num_input_pipelines
+        rows = slice(context.input_pipeline_id * share, (context.input_pipeline_id + 1) * share)
+        own = batches.map(lambda *batch: tuple(values[rows] for values in batch))
+        return own.rebatch(batch_size // context.num_replicas_in_sync)
+
+    return strategy.distribute_datasets_from_function(part)
+
+
+def train_step(
+    loss_of: Callable, optimizer: keras.optimizers.Optimizer, variables, strategy, accumulate: int = 1
+):
+    """A function from one batch, as `shared` gives it, to its loss; it updates the variables.
+
+    Args:
+        loss_of: part of a batch -> its share of the loss: summed over parts and replicas it is the mean.
+        accumulate: parts that a replica computes its share of the batch in, one after the other.
+    """
+
+    def gradients(*batch):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in variables])
+            loss = loss_of(*batch)
+            scaled = optimizer.scale_loss(loss)
+        return loss, tape.gradient(scaled, [variable.value for variable in variables])
+
+    def accumulated(*batch):
+        if accumulate == 1:
+            return gradients(*batch)
+        count = tf.shape(batch[0])[0]
+        size = -(-count // accumulate)
+
+        def add(part, loss, sums):
+            rows = slice(part * size, (part + 1) * size)
+            more, grads = gradients(*(values[rows] for values in batch))
+            return part + 1, loss + more, [total + grad for total, grad in zip(sums, grads, strict=True)]
+
+        zeros = [tf.zeros(variable.shape) for variable in variables]
+        # One part after the other: side by side they would need the memory that this is to save.
+        _, loss, sums = tf.while_loop(
+            lambda part, *_: part * size < count,
+            add,
+            (tf.constant(0), tf.constant(0.0), zeros),
+            parallel_iterations=1,
+        )
+        return loss, sums
+
+    def replica_step(*batch):
+        loss, grads = accumulated(*batch)
+        optimizer.apply(grads, variables)  # sums them over replicas
+        return loss
+
+    @tf.function
+    def step(*batch):
+        losses = strategy.run(replica_step, args=batch)
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    return step
+
+
+class Guard:
+    """Watches the first steps for weights that should change and do not.
+
+    A head of zeros lets no gradient through: its first update changes the head alone, the second
+    everything. Steps of rate 0, as a warm-up begins with, do not count.
+    """
+
+    def __init__(self, variables: Sequence):
+        self.variables, self.updates = variables, 0
+        self.before = self._fingerprints()
+
+    def _fingerprints(self) -> list[int]:
+        return [zlib.crc32(np.ascontiguousarray(variable.numpy())) for variable in self.variables]
+
+    def after(self, rate: float) -> Guard | None:
+        """Call after each step; returns the guard while it is needed."""
+        self.updates += rate > 0
+        if self.updates == 0 or (self.updates == 1 and rate == 0):
+            return self
+        changed = [a != b for a, b in zip(self.before, self._fingerprints(), strict=True)]
+        is_head = ["/head/" in variable.path for variable in self.variables]
+        parts = [("head", is_head)]
+        if self.updates > 1:
+            parts.append(("backbone", [not head for head in is_head]))
+        for part, members in parts:
+            if any(members) and not any(c for c, member in zip(changed, members, strict=True) if member):
+                weights = sum(math.prod(variable.shape) for variable in self.variables)
+                raise RuntimeError(
+                    f"model: its {part} does not train: {sum(members)} arrays are what they were before "
+                    f"{self.updates} steps ({weights:,} weights to train in all). A rate of "
+                    f"{rate:g} may be too small for float32, or the examples give no gradient"
+                )
+        return self if self.updates == 1 else None
+
+
+def _diverged(loss: float, step: int, rate: float, saved: Saved) -> FloatingPointError:
+    where = "its weights are of no use; name a folder in checkpoints to have the last good ones saved"
+    if last := saved.restore():
+        where = f"the model holds the weights after step {len(last.loss)} again, saved in {saved.file.parent}"
+    return FloatingPointError(
+        f"loss: {loss} at step {step}, learning rate {rate:g}: {where}. Try a smaller base_lr, a longer "
+        "warm-up, or bfloat16 instead of float16; and see that all images are finite"
+    )
+
+
+class TensorBoard:
+    """Scalars for TensorBoard; does nothing where no folder is named."""
+
+    def __init__(self, folder):
+        self.writer = None if folder is None else tf.summary.create_file_writer(str(folder))
+        if self.writer:
+            try:
+                import tensorboard  # noqa: F401
+            except ImportError:
+                raise ImportError(
+                    "tensorboard: the package is not installed; pip install 'bitlib[tensorboard]'"
+                ) from None
+
+    def write(self, step: int, **scalars: float) -> None:
+        """Write values of one step, by name."""
+        if self.writer:
+            with self.writer.as_default():
+                for name, value in scalars.items():
+                    tf.summary.scalar(name, value, step)
+                self.writer.flush()

@@ -1,0 +1,105 @@
+"""Where a training is saved and resumed: one file that holds all that the next step depends on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bitlib import checkpoint
+from bitlib.writing import replacing
+
+STATE = "training.npz"
+"""The file of a checkpoint folder: weights, momenta, step, history, and what run they belong to."""
+
+
+@dataclass
+class History:
+    """What happened in a training.
+
+    Attributes:
+        loss: of each step, in nats, mean over the batch, before the step's update.
+        learning_rate: of each step.
+        validated: numbers of steps after which the model was validated.
+        validation_accuracy, validation_loss: as many values, the former in [0, 1].
+        trained, frozen: how many weights (numbers, not arrays) were trained, and how many were not.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    validated: list[int] = field(default_factory=list)
+    validation_accuracy: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    trained: int = 0
+    frozen: int = 0
+
+
+@dataclass
+class Saved:
+    """The saved state of one training.
+
+    Attributes:
+        file: where it is; None for a training that is not saved.
+        model, optimizer: whose variables it holds.
+        run: the arguments that make this training this one, as JSON has them.
+    """
+
+    file: Path | None
+    model: object
+    optimizer: object
+    run: Mapping
+
+    @classmethod
+    def in_folder(cls, folder: str | os.PathLike | None, model, optimizer, run: Mapping) -> Saved:
+        """The state in a folder, which is made; None for a training that is not saved."""
+        if folder is None:
+            return cls(None, model, optimizer, run)
+        folder = Path(folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder / STATE, model, optimizer, run)
+
+    def restore(self) -> History | None:
+        """Bring model and optimizer to where this training was stopped; None if nothing is saved.
+
+        Raises:
+            ValueError: what is saved cannot be read, or is another training.
+        """
+        if self.file is None or not self.file.exists():
+            return None
+        try:
+            with np.load(self.file, allow_pickle=False) as stored:
+                arrays = dict(stored)
+            training = json.loads(str(arrays["training"]))
+            found, history = dict(training["run"]), History(**training["history"])
+            momenta = [arrays[f"optimizer/{index}"] for index in range(len(self.optimizer.variables))]
+        except Exception as error:  # a file of any content
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"checkpoints: {self.file} cannot be read as a training ({reason}); delete it to begin anew"
+            ) from error
+        for name, value in self.run.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"checkpoints: {self.file.parent} holds a training with {name} {found.get(name)!r}, "
+                    f"expected {value!r}; choose another folder, or delete it"
+                )
+        checkpoint.assign(self.model, {n: a for n, a in arrays.items() if n.startswith("resnet/")})
+        for variable, array in zip(self.optimizer.variables, momenta, strict=True):
+            variable.assign(array)
+        return history
+
+    def save(self, history: History) -> None:
+        """Write the whole state, unless the training is not saved or its weights are not finite."""
+        if self.file is None:
+            return
+        weights = {checkpoint.array_name(variable): variable.numpy() for variable in self.model.variables}
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            return
+        momenta = {f"optimizer/{i}": variable.numpy() for i, variable in enumerate(self.optimizer.variables)}
+        training = json.dumps({"run": self.run, "history": asdict(history)})
+        with replacing(self.file) as temporary, temporary.open("wb") as file:
+            np.savez(file, training=np.array(training), **weights, **momenta)

@@ -1,0 +1,98 @@
+"""From the name of a published file to the file: bundled, cached, on a mirror, or downloaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from bitlib import zoo
+from bitlib.digests import noted, verify
+from bitlib.download import download, offline
+from bitlib.paths import bundled, cache_folder
+from bitlib.writing import replacing
+
+
+class Stored(NamedTuple):
+    """A file on this machine, and its SHA-256 in hexadecimal where it has been compared."""
+
+    path: Path
+    sha256: str | None
+
+
+def of_card(card: zoo.Card) -> Stored:
+    """The weights that a card describes. Raises: as `fetch`."""
+    if card.url is None:
+        return Stored(bundled(card.file), None)
+    return of_file(card.file)
+
+
+def of_file(file: str) -> Stored:
+    """Any file below the published address (`ilsvrc2012_wordnet_lemmas.txt`). Raises: as `fetch`."""
+    cached = cache_folder() / file
+    mirror = os.environ.get("BITLIB_MIRROR") or zoo.BASE_URL
+    is_folder = "://" not in mirror
+    mirrored = Path(mirror).expanduser() / file if is_folder else None
+    for path in filter(None, (cached, mirrored)):
+        if path.is_file():
+            return Stored(path, verify(path))
+    by_hand = f"put the file at {cached}, or name a folder that holds {file} in BITLIB_MIRROR"
+    if is_folder:
+        raise ConnectionError(f"{file}: not in BITLIB_MIRROR ({mirror}); put it there, or unset the variable")
+    if offline():
+        raise ConnectionError(
+            f"{file}: not on this machine, and BITLIB_OFFLINE forbids to download it; unset it, or {by_hand}"
+        )
+    path = download(mirror.rstrip("/") + "/" + file, cached)
+    return Stored(path, noted(path))  # download has just compared it
+
+
+def fetch(name: str) -> Path:
+    """The file of a published model: bundled, else cached, else from the mirror or the published address.
+
+    What comes over the network is compared with the server's length and hash, and stays in the cache: the
+    folder `BITLIB_CACHE`, by default the user's own. Its SHA-256 is noted beside it and compared at
+    every later use. `BITLIB_MIRROR`, a folder or a base URL laid out like the published one, is asked
+    instead of the published address. `BITLIB_OFFLINE=1` never touches the network.
+
+    Raises:
+        ValueError: no published BiT has that name.
+        ConnectionError: it cannot be had, or is not what it should be; nothing is left in the cache.
+        OSError: it cannot be written: the cache is read-only, the disk is full.
+    """
+    return of_card(zoo.card(name)).path
+
+
+def fetch_file(file: str) -> Path:
+    """As `fetch`, for any file below the published address (`ilsvrc2012_wordnet_lemmas.txt`)."""
+    return of_file(file).path
+
+
+def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
+    """Copy models and their class lists into a folder that then serves others as `BITLIB_MIRROR`.
+
+    Args:
+        names: names of `bitlib.zoo.names()`, or hub handles.
+        folder: created if need be; files keep their published sub-folders.
+
+    Returns:
+        The path of each model's copy.
+
+    Raises: as `fetch`.
+    """
+
+    def copied(source: Path, file: str) -> Path:
+        copy = Path(folder).expanduser() / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(copy) as temporary:
+            shutil.copyfile(source, temporary)
+        verify(copy)
+        return copy
+
+    cards = [zoo.card(name) for name in ([names] if isinstance(names, str) else names)]
+    lists = {zoo.CLASS_LISTS[card.labels] for card in cards if card.labels and card.url}
+    for file in sorted(lists):
+        copied(fetch_file(file), file)
+    return [copied(of_card(card).path, card.file) for card in cards]
