@@ -1,6 +1,7 @@
 # make run     set up, run every page, leave the executed pages in build/
 # make test    set up, run every test
 # make lab     open the pages in JupyterLab
+# make html    write the stored pages as HTML to build/html
 # make pages   run the pages and store their outputs (after a change)
 # make bench   compare with transformers and timm, which it installs in .venv-bench
 # make clean   remove .venv, .venv-bench and build
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint lab pages bench clean
+.PHONY: run test lint lab html pages bench clean
 
 run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
@@ -22,7 +23,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 
 lab: .venv/installed
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_porting.ipynb
+
+html: .venv/installed
+	$(BIN)/jupyter nbconvert --to html --template closed --TemplateExporter.extra_template_basedirs=scripts/html \
+		--output-dir build/html notebooks/*.ipynb
 
 pages: .venv/installed
 	$(BIN)/python scripts/run_pages.py notebooks

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bitlib import progress
 from bitlib.datasets import draw
 from bitlib.inputs import check_range
 
@@ -37,7 +38,6 @@ def extract(
             in [-1, 1], as `bitlib.model.check_range` tells.
     """
     import tensorflow as tf
-    from tqdm import tqdm
 
     if stage not in STAGES:
         raise ValueError(f"stage: expected one of {', '.join(STAGES)}, received {stage!r}")
@@ -46,11 +46,11 @@ def extract(
     compute = _traced(model, stage, pool and stage != "features")
     results = []
     total = len(images) if hasattr(images, "__len__") else None
-    with tqdm(total=total, unit="image", disable=not verbose) as progress:
+    with progress.bar(total, "image", shown=bool(verbose)) as bar:
         for batch in _batches(images, batch_size):
             check_range(batch)
             results.append(compute(tf.constant(batch, tf.float32)).numpy().astype(np.float32))
-            progress.update(len(batch))
+            bar.update(len(batch))
     if not results:
         raise ValueError("images: expected at least one, received none")
     return np.concatenate(results)

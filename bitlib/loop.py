@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
+from bitlib import progress
 from bitlib.resume import History, Saved
 
 
@@ -48,7 +48,7 @@ class Loop:
         start = len(history.loss)
         save_every = self.save_every or max(1, self.steps // 10)
         log = TensorBoard(tensorboard if chief else None)
-        with tqdm(total=self.steps, initial=start, unit="step", disable=not (verbose and chief)) as progress:
+        with progress.bar(self.steps, "step", start, shown=bool(verbose and chief)) as bar:
             for step, batch in zip(range(start, self.steps), self.batches(start), strict=False):
                 rate = self.learning_rate(step)
                 loss = float(self.train_step(*batch))
@@ -58,8 +58,8 @@ class Loop:
                 history.learning_rate.append(rate)
                 done = step + 1
                 guard = guard and guard.after(rate)
-                progress.update()
-                progress.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}")
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}")
                 log.write(done, loss=loss, learning_rate=rate)
                 due = done == self.steps or (self.validate_every and done % self.validate_every == 0)
                 if self.validate and due:

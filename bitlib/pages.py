@@ -1,13 +1,56 @@
-"""What every page needs and nothing else does: versions, tables, and the package's own source to read."""
+"""What every page needs and nothing else does: a quiet start, versions, tables, and source code to read."""
 
 from __future__ import annotations
 
 import ast
 import importlib.metadata
 import inspect
+import os
 import platform
 import textwrap
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+
+def quiet() -> None:
+    """Import TensorFlow and tensorflow-hub without what they write to stderr, which a page shows in red.
+
+    TensorFlow's C++ code logs while it is imported, whatever its settings; tensorflow-hub 0.16 warns of the
+    deprecated `pkg_resources`. An error is raised as ever.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _stderr_aside(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tensorflow  # noqa: F401
+
+        with suppress(ImportError):  # a page that needs it says so at its own import
+            import tensorflow_hub  # noqa: F401
+
+
+@contextmanager
+def _stderr_aside() -> Iterator[None]:
+    """Whatever this process writes to file descriptor 2, C++ code included, goes nowhere."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+@contextmanager
+def parameter(name: str) -> Iterator[None]:
+    """A context in which an error about a value begins with the page's parameter that it came from."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise type(error)(f"parameter {name} of this page: {error}") from error
 
 
 def versions(*packages: str) -> None:
@@ -25,6 +68,37 @@ def listed(value) -> list:
     except (SyntaxError, ValueError):
         found = [part.strip(" '\"") for part in value.strip(" []()").split(",")]
     return [part for part in (found if isinstance(found, (list, tuple)) else [found]) if part != ""]
+
+
+def readable(files: Sequence, most: int) -> dict[str, np.ndarray]:
+    """The first pictures that can be read, by file name; prints what is not shown, and why.
+
+    Args:
+        files: paths of pictures.
+        most: how many to read.
+
+    Returns:
+        uint8 `[H, W, 3]` by name; files of the same name in several folders are named with the folder.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    from bitlib import images
+
+    found: dict[str, np.ndarray] = {}
+    for count, file in enumerate(map(Path, files), start=1):
+        try:
+            name = file.name if file.name not in found else f"{file.parent.name}/{file.name}"
+            found[name] = images.read(file)
+        except (ValueError, OSError) as error:
+            print(f"left out: {error}")
+        if len(found) == most:
+            if count < len(files):
+                print(f"the first {most} of {len(files)} pictures are shown")
+            break
+    if not found:
+        raise ValueError(f"files: none of {len(files)} pictures can be read")
+    return found
 
 
 def source(*objects):

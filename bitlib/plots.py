@@ -1,11 +1,13 @@
 """Every figure the pages draw: arrays in, a matplotlib Figure out.
 
-Colours are those of Okabe and Ito, which colour-blind readers tell apart. Figures are closed before
-they are returned, so a notebook shows each once, as the value of its cell.
+Colours are those of Okabe and Ito, which colour-blind readers tell apart. A figure is closed before it is
+returned, so a notebook shows it once, as the value of its cell; and it has a text alternative, `alt`, for
+readers who do not see it.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -22,11 +24,39 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#999999"
 
+WIDTH = 8.3
+"""Width in inches of the widest figure: at 100 pixels an inch, what JupyterLab shows without shrinking it."""
+
 STAGES = ("root", "block1", "block2", "block3", "block4", "head")
 
 
+class Described(Figure):
+    """A figure with a text alternative, shown on a page with twice the pixels of its size."""
+
+    alt = ""
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+        from PIL import Image
+
+        drawn, packed = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png", dpi=200)
+        # 256 colours are enough for any of these figures, and make the pages half as large.
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+            packed, "png", optimize=True
+        )
+        width, height = (round(100 * side) for side in self.get_size_inches())
+        display(
+            {"image/png": packed.getvalue(), "text/plain": f"<Figure of {len(self.axes)} axes>"},
+            metadata={"image/png": {"alt": self.alt, "width": width, "height": height}},
+            raw=True,
+        )
+
+
 def _figure(rows: int = 1, columns: int = 1, size=(7.0, 3.0), **kwargs):
-    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **kwargs)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", FigureClass=Described, **kwargs
+    )
     plt.close(fig)
     return fig, axes
 
@@ -75,7 +105,7 @@ def anatomy(shapes: Mapping[str, Sequence[int]], resolution: int) -> Figure:
         shapes: names and shapes of the arrays, as `bitlib.checkpoint.shapes` gives.
         resolution: height and width of the input in pixels, for the sizes of the feature maps.
     """
-    fig, (left, right) = _figure(1, 2, (9, 3.6), width_ratios=(1.15, 1))
+    fig, (left, right) = _figure(1, 2, (WIDTH, 3.6), width_ratios=(1.25, 1))
     channels = {"root": shapes["resnet/root_block/standardized_conv2d/kernel"][-1]}
     units = dict.fromkeys(STAGES, 0)
     for name, shape in shapes.items():
@@ -118,6 +148,14 @@ def anatomy(shapes: Mapping[str, Sequence[int]], resolution: int) -> Figure:
     right.invert_yaxis()
     right.legend(frameon=False, fontsize=8)
     _plain(right, "Where its parameters are", "parameters (millions)")
+    millions = ", ".join(
+        f"{stage} {sum(total[row] for total in totals.values()) / 1e6:.2g}"
+        for row, stage in enumerate(STAGES)
+    )
+    fig.alt = (
+        f"Diagram of the network at {resolution} by {resolution} pixels, from the root through four blocks "
+        f"to the head; beside it, bars of the millions of parameters in each: {millions}."
+    )
     return fig
 
 
@@ -134,6 +172,7 @@ def kernels(kernel) -> Figure:
     for ax, filter_ in zip(axes.flat, np.moveaxis(kernel, -1, 0), strict=False):
         low, high = filter_.min(), filter_.max()
         ax.imshow((filter_ - low) / max(high - low, 1e-12))
+    fig.alt = f"{kernel.shape[-1]} small colour pictures of 7 by 7 pixels, one for each filter of the root."
     return fig
 
 
@@ -157,6 +196,10 @@ def standardization(kernel, standardized) -> Figure:
     axes[0].set(xlim=(-span, span), ylim=(0, 1.1 * axes[0].get_ylim()[1]))
     axes[0].locator_params(axis="x", nbins=5)
     axes[1].set(xlim=(-1, 1), ylim=(0, 2))
+    fig.alt = (
+        "Two scatter plots of mean against standard deviation, a dot for each filter: scattered as stored, "
+        "all at mean 0 and deviation 1 once standardised."
+    )
     return fig
 
 
@@ -177,6 +220,10 @@ def group_norm(before, after, groups: int = 32) -> Figure:
         _plain(ax, f"Values {title}", "group", "activation")
     axes[1].set_ylim(None, 1.3 * axes[1].get_ylim()[1])
     axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
+    fig.alt = (
+        f"Two plots of the values of {groups} groups of channels, median and the range from 5 to 95 %: "
+        "spread differently going in, alike and not negative coming out."
+    )
     return fig
 
 
@@ -198,6 +245,10 @@ def agreement(values, reference, label: str = "logit") -> Figure:
     right.axvline(-4, color=RED, ls="--")
     right.text(-4.1, right.get_ylim()[1] * 0.9, "limit", color=RED, ha="right")
     _plain(right, "Their difference", "log10 of the share of the largest value", "count")
+    fig.alt = (
+        f"Left, {label}s of the port against those of the reference, on the diagonal; right, a histogram of "
+        f"their differences, up to 10 to the power of {np.log10(difference).max():.1f} of the largest value."
+    )
     return fig
 
 
@@ -214,8 +265,8 @@ def predictions(
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
     k = max(len(best) for best in top)
-    size = (2.7 * columns, rows * (1.9 + 0.3 * k))
-    fig, axes = _grid(2 * rows, columns, size, height_ratios=[1.6, 0.3 * k] * rows)
+    size = (min(2.7 * columns, WIDTH), rows * (1.6 + 0.3 * k))
+    fig, axes = _grid(2 * rows, columns, size, height_ratios=[1.3, 0.3 * k] * rows)
     for index, (picture, best, title) in enumerate(zip(pictures, top, titles, strict=True)):
         row, column = divmod(index, columns)
         _picture(axes[2 * row, column], picture, title)
@@ -223,9 +274,19 @@ def predictions(
         ax.axis("on")
         ax.barh(range(len(best)), [p for _, p in best], color=BLUE, alpha=0.35)
         for place, (name, probability) in enumerate(best):
-            ax.text(0.02, place, f"{shorten(name)}  {probability:.0%}", va="center", fontsize=7)
+            ax.text(
+                0.02,
+                place,
+                f"{probability:.0%}  {shorten(name.replace(' LETTER', ''), 26)}",
+                va="center",
+                fontsize=8,
+            )
         ax.set(xlim=(0, 1), ylim=(k - 0.5, -0.5), xticks=[], yticks=[])
         ax.spines[["top", "right", "bottom"]].set_visible(False)
+    best = [
+        f"{title}: {shorten(found[0][0])} {found[0][1]:.0%}" for title, found in zip(titles, top, strict=True)
+    ]
+    fig.alt = f"{len(best)} pictures with bars of their likeliest classes. " + "; ".join(best) + "."
     return fig
 
 
@@ -246,15 +307,17 @@ def confusions(pairs: Sequence[tuple], count: int = 6) -> Figure:
     """
     pairs = pairs[:count]
     columns = max(1, len(pairs))
-    fig, axes = _grid(2, columns, (1.75 * columns, 4.0))
+    fig, axes = _grid(2, columns, (min(1.75 * columns, WIDTH), 3.4))
     for column, (picture, true_name, other, other_name) in enumerate(pairs):
-        _picture(axes[0, column], picture, _wrapped(true_name), 7)
-        _picture(axes[1, column], other, "taken for\n" + _wrapped(other_name), 7)
+        _picture(axes[0, column], picture, _wrapped(true_name), 8)
+        _picture(axes[1, column], other, "taken for\n" + _wrapped(other_name), 8)
+    taken = [f"{shorten(pair[1])} for {shorten(pair[3])}" for pair in pairs]
+    fig.alt = "Pictures above the class that they were taken for: " + "; ".join(taken or ["none"]) + "."
     return fig
 
 
 def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(shorten(name, 44), 18))
+    return "\n".join(textwrap.wrap(shorten(name, 44), 17))
 
 
 def near_misses(
@@ -269,7 +332,7 @@ def near_misses(
             shown to the right of the picture.
     """
     columns = -(-len(pictures) // 2)
-    fig, axes = _grid(4, columns, (2.1 * columns, 4.6), height_ratios=(1, 0.85) * 2)
+    fig, axes = _grid(4, columns, (min(2.1 * columns, WIDTH), 5.0), height_ratios=(1, 1.3) * 2)
     for index, (picture, best) in enumerate(zip(pictures, rows, strict=True)):
         row, column = divmod(index, columns)
         if len(drawn):
@@ -277,8 +340,10 @@ def near_misses(
             picture = np.hstack([picture, gap, drawn[index]])
         _picture(axes[2 * row, column], picture)
         lines = [f"{share:.0%} {shorten(name, 60)}" for name, share in best]
-        text = "\n".join(part for line in lines for part in textwrap.wrap(line, 30, subsequent_indent="   "))
-        axes[2 * row + 1, column].text(0.02, 1, text, va="top", fontsize=7)
+        text = "\n".join(part for line in lines for part in textwrap.wrap(line, 25, subsequent_indent="   "))
+        axes[2 * row + 1, column].text(0.02, 1, text, va="top", fontsize=8)
+    best = [f"{shorten(row[0][0])} {row[0][1]:.0%}" for row in rows]
+    fig.alt = "A picture of each class with what it is most often taken for: " + "; ".join(best) + "."
     return fig
 
 
@@ -292,7 +357,8 @@ def mistakes(pictures: Sequence, titles: Sequence[str], scores: Sequence[float],
         scores: share in [0, 1] for each.
         score_name: what the share is of.
     """
-    fig, axes = _figure(2, len(pictures), (1.75 * len(pictures), 3.4), height_ratios=(2, 1))
+    size = (min(1.75 * len(pictures), WIDTH), 2.7)
+    fig, axes = _figure(2, len(pictures), size, height_ratios=(2, 1), squeeze=False)
     for column, (picture, title, score) in enumerate(zip(pictures, titles, scores, strict=True)):
         _picture(axes[0, column], picture, title, 8)
         ax = axes[1, column]
@@ -302,6 +368,9 @@ def mistakes(pictures: Sequence, titles: Sequence[str], scores: Sequence[float],
             xlim=(0, 1), ylim=(-0.8, 0.8), xticks=[0, 1], yticks=[], xlabel=score_name if column == 0 else ""
         )
         ax.spines[["top", "right", "left"]].set_visible(False)
+    measured = [f"{title} {score:.0%}" for title, score in zip(titles, scores, strict=True)]
+    fig.alt = f"One picture under {len(titles)} treatments, and bars of the share with the {score_name}: "
+    fig.alt += ", ".join(measured) + "."
     return fig
 
 
@@ -317,6 +386,8 @@ def curve(
     ax.set_xticks(x, [f"{value:g}" for value in x])
     ax.set_ylim(0, None)
     _plain(ax, title, x_name, y_name)
+    points = ", ".join(f"{b:.3g} at {a:g}" for a, b in zip(x, y, strict=True))
+    fig.alt = f"{title}: {y_name} against {x_name}: {points}."
     return fig
 
 
@@ -339,6 +410,8 @@ def neighbours(queries: Sequence, found: Sequence[Sequence], titles: Sequence[Se
                         (0, 0), 1, 1, transform=axes[row, 0].transAxes, fill=False, color=ORANGE, lw=3
                     )
                 )
+    shown = "; ".join(f"{row[0]}: {', '.join(row[1:])}" for row in titles)
+    fig.alt = f"Rows of a picture and the pictures most like it, by class: {shown}."
     return fig
 
 
@@ -350,7 +423,7 @@ def maps(points: Mapping[str, np.ndarray], labels: Sequence[int], names: Sequenc
         labels: int `[N]`, the class of each point.
         names: what to write for each class, a character or two.
     """
-    fig, axes = _figure(1, len(points), (4 * len(points), 3.9), squeeze=False)
+    fig, axes = _figure(1, len(points), (WIDTH, WIDTH / len(points) + 0.5), squeeze=False)
     colours = plt.colormaps["tab10"]
     for ax, (title, xy) in zip(axes.flat, points.items(), strict=True):
         for (x, y), label in zip(xy, labels, strict=True):
@@ -359,6 +432,7 @@ def maps(points: Mapping[str, np.ndarray], labels: Sequence[int], names: Sequenc
         margin = 0.03 * (high - low) + 1e-6
         ax.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
         ax.set(title=title, xticks=[], yticks=[], xlabel="t-SNE, no unit", ylabel="t-SNE, no unit")
+    fig.alt = f"Maps of {len(labels)} pictures in the plane, each written as its class: {', '.join(points)}."
     return fig
 
 
@@ -381,6 +455,8 @@ def few_shot_curves(shots: Sequence[int], scores: Mapping[str, np.ndarray]) -> F
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.legend(frameon=False, loc="lower right")
     _plain(ax, "Learning from few examples", "examples of each class", "accuracy on unseen pictures")
+    last = ", ".join(f"{title} {np.mean(values[-1]):.0%}" for title, values in scores.items())
+    fig.alt = f"Accuracy against examples of each class, mean and range over draws; at {shots[-1]}: {last}."
     return fig
 
 
@@ -404,6 +480,8 @@ def feature_maps(picture, stages: Mapping[str, np.ndarray], count: int = 6) -> F
         for ax, channel in zip(axes[row, 1:], strongest, strict=False):
             ax.imshow(values[..., channel], cmap="gray")
             ax.set_title(f"channel {channel}", fontsize=7)
+    sizes = ", ".join(f"{name} {len(values)} by {len(values[0])}" for name, values in stages.items())
+    fig.alt = f"The input, and {count} grey maps for each stage of the network, ever coarser: {sizes}."
     return fig
 
 
@@ -418,6 +496,8 @@ def bars(
     ax.set_ylim(0, 1.1)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _plain(ax, title, x_name, y_name)
+    shares = ", ".join(f"{name} {value:.0%}" for name, value in zip(names, values, strict=True))
+    fig.alt = f"{title}, bars of the {y_name} by {x_name}: {shares}."
     return fig
 
 
@@ -427,7 +507,7 @@ def rates(plans: Mapping[str, Mapping[str, Plan]]) -> Figure:
     Args:
         plans: by title of the panel, then by name of the line.
     """
-    fig, axes = _figure(1, len(plans), (3.1 * len(plans), 2.9), squeeze=False, sharey=True)
+    fig, axes = _figure(1, len(plans), (min(3.1 * len(plans), WIDTH), 2.9), squeeze=False, sharey=True)
     styles = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))
     for ax, (title, variants) in zip(axes.flat, plans.items(), strict=True):
         for (colour, style), (name, plan) in zip(styles, variants.items(), strict=False):
@@ -438,6 +518,11 @@ def rates(plans: Mapping[str, Mapping[str, Plan]]) -> Figure:
         _plain(ax, title, "step")
     axes[0, 0].set_ylabel("learning rate")
     axes[0, -1].legend(frameon=False, loc="lower left", fontsize=9)
+    fig.alt = "Learning rate against step, on a logarithmic scale: " + "; ".join(
+        f"{title}, {name}: falls at steps {', '.join(map(str, plan.boundaries))} of {plan.steps}"
+        for title, variants in plans.items()
+        for name, plan in variants.items()
+    )
     return fig
 
 
@@ -446,10 +531,11 @@ def gallery(pictures: Sequence, titles: Sequence[str], columns: int = 8) -> Figu
     columns = min(columns, max(1, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
     lines = max([title.count("\n") + 1 for title in titles], default=1)
-    width = max(1.3, 8 / columns)
-    fig, axes = _grid(rows, columns, (width * columns, rows * (1.2 + 0.17 * lines)))
+    side = min(1.6, WIDTH / columns)
+    fig, axes = _grid(rows, columns, (side * columns, rows * (side + 0.17 * lines)))
     for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
         _picture(ax, picture, title, 8)
+    fig.alt = f"{len(titles)} pictures: " + "; ".join(title.replace("\n", " ") for title in titles) + "."
     return fig
 
 
@@ -460,7 +546,7 @@ def learning_curves(histories: Mapping[str, History], boundaries: Sequence[int] 
         histories: by title, as `bitlib.finetune.fit` returns them, validated now and then.
         boundaries: steps to mark, those at which the rate falls.
     """
-    fig, (left, right) = _figure(1, 2, (9, 3.2))
+    fig, (left, right) = _figure(1, 2, (WIDTH, 3.2))
     styles = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (PURPLE, "-."))
     for (colour, style), (title, history) in zip(styles, histories.items(), strict=False):
         left.plot(history.loss, style, color=colour, label=title)
@@ -473,6 +559,14 @@ def learning_curves(histories: Mapping[str, History], boundaries: Sequence[int] 
     right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _plain(left, "Loss while training", "step", "cross-entropy (nats)")
     _plain(right, "Accuracy on pictures set aside", "step", "accuracy")
+    ends = ", ".join(
+        f"{title} {history.validation_accuracy[-1]:.0%}"
+        for title, history in histories.items()
+        if history.validation_accuracy
+    )
+    fig.alt = (
+        f"Loss while training and accuracy on pictures set aside, against steps; accuracy at the end: {ends}."
+    )
     return fig
 
 
@@ -493,4 +587,6 @@ def scores(values: Mapping[str, Sequence[float]], title: str, x_name: str = "acc
     ax.locator_params(axis="x", nbins=6)
     ax.grid(axis="x", color=GREY, alpha=0.3)
     _plain(ax, title, x_name)
+    means = ", ".join(f"{name} {np.mean(found):.1%}" for name, found in values.items())
+    fig.alt = f"{title}: a dot for each repetition and the mean: {means}."
     return fig

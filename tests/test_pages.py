@@ -2,20 +2,28 @@
 
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import nbconvert
 import nbformat
 import numpy as np
 import papermill
 import pytest
 import tensorflow_hub as hub
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
 from bitlib import checkpoint, datasets, pages, zoo
 from bitlib.checkpoint import Architecture
 from tests.conftest import SMALL, random_arrays
 
-PAGES = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(autouse=True)
@@ -23,26 +31,53 @@ def quiet(monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def page_called(name):
+    (path,) = [path for path in PAGES if path.name.startswith(name)]
+    return path
+
+
 @pytest.fixture
-def run(tmp_path, caplog):
-    """Run a page in an empty folder; a parameter that it does not have is an error."""
+def papermilled(tmp_path):
+    """Run a page by papermill in an empty folder -> what it printed and showed."""
 
     def run(page, **parameters):
-        (source,) = [path for path in PAGES if path.name.startswith(page)]
-        with caplog.at_level(logging.WARNING, logger="papermill"):
-            executed = papermill.execute_notebook(
-                str(source), str(tmp_path / "executed.ipynb"), parameters,
-                cwd=str(tmp_path), kernel_name="python3", progress_bar=False,
-            )  # fmt: skip
-        assert "unknown parameter" not in caplog.text
-        return executed
+        executed = papermill.execute_notebook(
+            str(page_called(page)), str(tmp_path / "executed.ipynb"), parameters,
+            cwd=str(tmp_path), kernel_name="python3", progress_bar=False,
+        )  # fmt: skip
+        outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+        assert not [output.text for output in outputs if output.get("name") == "stderr"]
+        shown = [output.get("data", {}).get("text/markdown", "") for output in outputs]
+        return "".join(output.get("text", "") for output in outputs) + "".join(shown)
 
     return run
 
 
-def printed(page):
-    texts = [output.get("text", "") for cell in page.cells for output in cell.get("outputs", [])]
-    return "".join(texts)
+@pytest.fixture
+def run(tmp_path, monkeypatch, caplog):
+    """As `papermilled`, in this process: neither a kernel nor TensorFlow has to be started."""
+
+    def run(page, **parameters):
+        monkeypatch.chdir(tmp_path)
+        with caplog.at_level(logging.WARNING, logger="papermill"):
+            cells = parameterize_notebook(load_notebook_node(str(page_called(page))), parameters).cells
+        assert not caplog.text
+        shell = InteractiveShell.instance()
+        shell.reset(new_session=True)
+        text = ""
+        for cell in cells:
+            if cell.cell_type == "code":
+                with capture_output() as captured:
+                    result = shell.run_cell(cell.source)
+                result.raise_error()
+                shown = [output.data.get("text/markdown", "") for output in captured.outputs]
+                if hasattr(result.result, "_repr_markdown_"):
+                    shown.append(result.result._repr_markdown_())
+                text += captured.stdout + "".join(shown)
+        return text
+
+    yield run
+    InteractiveShell.clear_instance()
 
 
 @pytest.fixture
@@ -99,17 +134,17 @@ def photos(tmp_path):
 
 
 class TestPorting:
-    def test_another_depth_and_width(self, run, deep_npz, tmp_path):
-        page = run("01", checkpoint=str(deep_npz))
-        assert "the port agrees with the reference" in printed(page)
-        assert "identical: " in printed(page)
+    def test_another_depth_and_width(self, papermilled, deep_npz, tmp_path):
+        page = papermilled("01", checkpoint=str(deep_npz))
+        assert "the port agrees with the reference" in page
+        assert "identical: " in page
         image = np.random.default_rng(0).uniform(-1, 1, (1, 48, 48, 3)).astype("float32")
         logits = hub.load(str(tmp_path / "models" / "deep" / "classifier" / "1"))(image)
         np.testing.assert_allclose(logits, checkpoint.load(deep_npz)(image), atol=1e-4 * np.abs(logits).max())
 
     def test_a_new_head_for_inputs_in_0_1(self, run, wide_npz, tmp_path):
         page = run("01", checkpoint=str(wide_npz), head=7, input_range=[0, 1], output="elsewhere")
-        assert printed(page).count("agrees\n") == 4
+        assert page.count("agrees\n") == 4
         loaded = hub.load(str(tmp_path / "elsewhere" / "wide" / "ported" / "1"))
         assert loaded(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 7)
         features = hub.load(str(tmp_path / "elsewhere" / "wide" / "features" / "1"))
@@ -119,7 +154,7 @@ class TestPorting:
 
     def test_a_list_of_checkpoints(self, run, published, tmp_path):
         page = run("01", checkpoints="[R50x1_160, google/bit/m-r50x1/1]")
-        assert "3 SavedModels, all of them agree with the reference" in printed(page)
+        assert "3 SavedModels, all of them agree with the reference" in page
         image = np.random.default_rng(0).uniform(-1, 1, (1, 48, 48, 3)).astype("float32")
         expected = checkpoint.load(published / "BiT-M-R50x1.npz", head=None)(image)
         features = hub.load(str(tmp_path / "models/hub/google/bit/m-r50x1/1"))((image + 1) / 2)
@@ -128,90 +163,88 @@ class TestPorting:
             tmp_path / "models/hub/sayakpaul/distill_bit_resnet50x1_160_classification/1/README.md"
         ).is_file()
 
-    def test_a_broken_checkpoint_stops_the_page(self, run, wide_npz, tmp_path):
+    def test_a_broken_checkpoint_stops_the_page(self, papermilled, wide_npz, tmp_path):
         wide_npz.write_bytes(wide_npz.read_bytes()[:-500])
         with pytest.raises(papermill.PapermillExecutionError, match="truncated or corrupt zip"):
-            run("01", checkpoint=str(wide_npz))
+            papermilled("01", checkpoint=str(wide_npz))
         assert not (tmp_path / "models").exists()
 
 
 class TestInference:
-    def test_a_folder_of_photographs_and_another_checkpoint(self, run, photos, deep_npz):
-        page = run("02", checkpoint=str(deep_npz), images=str(photos), top_k=3, resolution=64)
-        assert "classes are shown as numbers: the model has no published class list" in printed(page)
-        assert "flower.jpg: class " in printed(page)
-        assert "grey_china.png: class " in printed(page)
+    def test_a_folder_of_photographs_and_another_checkpoint(self, papermilled, photos, deep_npz):
+        page = papermilled("02", checkpoint=str(deep_npz), images=str(photos), top_k=3, resolution=64)
+        assert "classes are shown as numbers: the model has no published class list" in page
+        assert "flower.jpg: class " in page
+        assert "grey_china.png: class " in page
 
     def test_a_list_of_files_and_a_vtab_task(self, run, photos, published):
         files = [str(photos / "china.jpg"), str(photos / "flower.jpg")]
         page = run("02", checkpoint="BiT-M-R50x1-run0-dtd", images=files, resolution=96, top_k=1)
-        assert "BiT-M-R50x1-run0-dtd: R50x1, 5 classes, 96 pixels" in printed(page)
+        assert "BiT-M-R50x1-run0-dtd: R50x1, 5 classes, 96 pixels" in page
 
     def test_21843_classes(self, run, published):
         lemmas = "\n".join(f"synset_{index}, other" for index in range(21843))
         (published / "imagenet21k_wordnet_lemmas.txt").write_text(lemmas)
         page = run("02", checkpoint="google/bit/m-r50x1/imagenet21k_classification/1", resolution=64)
-        assert "BiT-M-R50x1: R50x1, 21843 classes, 64 pixels" in printed(page)
-        assert "flower.jpg: synset " in printed(page)
+        assert "BiT-M-R50x1: R50x1, 21843 classes, 64 pixels" in page
+        assert "flower.jpg: synset " in page
 
     def test_no_class_list_at_hand(self, run, published):
         page = run("02", checkpoint="R50x1_160")
-        assert "R50x1_160: R50x1, 1000 classes, 160 pixels" in printed(page)
+        assert "R50x1_160: R50x1, 1000 classes, 160 pixels" in page
         missing = "classes are shown as numbers: ilsvrc2012_wordnet_lemmas.txt: not in BITLIB_MIRROR"
-        assert missing in printed(page)
+        assert missing in page
 
 
 class TestFeatureExtraction:
-    def test_a_folder_of_classes(self, run, letters):
-        page = run("03", images=str(letters), shots=[1, 2], draws=2)
-        assert "42 pictures of 3 classes, 18 for testing" in printed(page)
+    def test_a_folder_of_classes(self, papermilled, letters):
+        page = papermilled("03", images=str(letters), shots=[1, 2], draws=2)
+        assert "42 pictures of 3 classes, 18 for testing" in page
 
     def test_a_published_model(self, run, published):
         page = run("03", checkpoint="R50x1_160", resolution=48, shots=[1], draws=1)
-        assert "the exported features are those of the Keras model" in printed(page)
+        assert "the exported features are those of the Keras model" in page
 
     def test_another_seed_and_other_shots(self, run):
         page = run("03", seed=7, shots="[1, 3]", draws=3)
-        assert "features beat raw pixels and the untrained network" in printed(page)
+        assert "features beat raw pixels and the untrained network" in page
 
 
-QUICK = {"steps": 8, "draws": 1, "batch_size": 16}
+QUICK = {"steps": 8, "batch_size": 16}
 
 
 class TestFineTuning:
-    def test_a_folder_of_classes(self, run, letters, tmp_path):
-        page = run("04", data_set=str(letters), shots=4, **QUICK)
-        assert "42 pictures of 3 classes\n12 to learn from, 18 to test on, none of them in both" in printed(
-            page
-        )
+    def test_a_folder_of_classes(self, papermilled, letters, tmp_path):
+        page = papermilled("04", data_set=str(letters), shots=4, **QUICK)
+        assert "42 pictures of 3 classes\n12 to learn from, 18 to test on, none of them in both" in page
         tuned = checkpoint.load(tmp_path / "models" / "BiT-XS-R14x0.5" / "tuned.npz")
         assert tuned.num_classes == 3
 
     def test_another_seed_and_other_shots(self, run):
         page = run("04", seed=5, shots=2, mistakes=False, **QUICK)
-        assert "20 to learn from, 798 to test on" in printed(page)
-        assert "resumed: the weights of an unbroken run, bit for bit" in printed(page)
+        assert "20 to learn from, 798 to test on" in page
+        assert "resumed: the weights of an unbroken run, bit for bit" in page
 
     def test_a_data_set_of_tfds_and_another_checkpoint(self, run, trees, wide_npz):
         data = {"data_set": "trees", "data_dir": str(trees), "shots": 1, "mistakes": False}
         page = run("04", checkpoint=str(wide_npz), resolution=48, **data, **QUICK)
-        assert "12 pictures of 3 classes\n3 to learn from, 5 to test on" in printed(page)
-        assert "through the hub: the same logits" in printed(page)
-        assert "| crop | 48 |" in str(page.cells)
+        assert "12 pictures of 3 classes\n3 to learn from, 5 to test on" in page
+        assert "through the hub: the same logits" in page
+        assert "| crop | 48 |" in page
 
 
 @pytest.mark.parametrize(
-    "told", [["a", "b"], ("a", "b"), "[a, b]", "['a', 'b']", '["a", "b"]', "a, b", "a,b,"]
+    "value", [["a", "b"], ("a", "b"), "[a, b]", "['a', 'b']", '["a", "b"]', "a, b", "a,b,"]
 )
-def test_a_list_however_it_is_told(told):
-    assert pages.listed(told) == ["a", "b"]
+def test_a_list_however_it_is_written(value):
+    assert pages.listed(value) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"), [([], []), ("", []), ("[]", []), ("[1, 2]", [1, 2]), ("7", [7])]
+    ("value", "expected"), [([], []), ("", []), ("[]", []), ("[1, 2]", [1, 2]), ("7", [7])]
 )
-def test_a_list_of_none_or_of_numbers(told, expected):
-    assert pages.listed(told) == expected
+def test_a_list_of_none_or_of_numbers(value, expected):
+    assert pages.listed(value) == expected
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
@@ -244,12 +277,56 @@ class TestStyle:
         for words in ("# ", "**What you'll do**", "**What you'll learn**", "**What you'll need**"):
             assert words in opening
 
-    def test_links_lead_somewhere(self, path):
+    def test_links_lead_to_files_that_jupyterlab_can_open(self, path):
+        """`make lab` is rooted at the repository; what is outside of it cannot be opened."""
         for cell in nbformat.read(path, 4).cells:
-            for target in re.findall(
-                r"\]\((?!http)([^)#]+)", cell.source if cell.cell_type == "markdown" else ""
-            ):
+            source = cell.source if cell.cell_type == "markdown" else ""
+            for target in re.findall(r"\]\((?!http)([^)#]+)", source):
                 assert (path.parent / target).exists(), target
+                assert (path.parent / target).resolve().is_relative_to(ROOT), target
+        lab = re.search(r"^lab:.*\n\t(.+)", (ROOT / "Makefile").read_text(), re.M)[1]
+        assert "jupyter lab --ServerApp.root_dir=. " in lab
+
+    def test_every_figure_has_a_text_alternative(self, path):
+        outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
+        figures = [output for output in outputs if "image/png" in output.get("data", {})]
+        assert figures
+        for figure in figures:
+            shown = figure.metadata["image/png"]
+            assert len(shown["alt"]) > 40
+            assert shown["width"] <= 830
+
+    def test_nothing_is_written_to_stderr(self, path):
+        outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
+        assert not [output.text for output in outputs if output.get("name") == "stderr"]
+
+    def test_solutions_are_closed(self, path, tmp_path):
+        solutions = [c for c in nbformat.read(path, 4).cells if "solution" in c.metadata.get("tags", [])]
+        assert solutions
+        for cell in solutions:
+            assert cell.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
+            assert cell.source.startswith("# A solution")  # JupyterLab shows the first line of a hidden cell
+        html, _ = nbconvert.HTMLExporter(
+            template_name="closed", extra_template_basedirs=[str(ROOT / "scripts" / "html")]
+        ).from_filename(str(path))
+        assert html.count('<details class="solution"><summary>') == len(solutions)
+        assert "No description has been provided" not in html
+
+    def test_as_a_script_it_compiles_and_names_what_it_uses(self, path, tmp_path):
+        script, _ = nbconvert.PythonExporter().from_filename(str(path))
+        compile(script, path.name, "exec")
+        (tmp_path / "page.py").write_text(script)
+        ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", tmp_path / "page.py"]
+        found = subprocess.run(ruff, capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout
+
+    def test_nothing_is_wider_than_the_page(self, path):
+        for cell in nbformat.read(path, 4).cells:
+            shown = [output.get("data", {}).get("text/markdown", "") for output in cell.get("outputs", [])]
+            code = [text for text in shown if text.startswith("```python")]
+            texts = [output.get("text", "") for output in cell.get("outputs", [])]
+            lines = "\n".join([cell.source if cell.cell_type == "code" else "", *code, *texts]).splitlines()
+            assert max(map(len, lines), default=0) <= 99, max(lines, key=len)
 
     def test_size(self, path):
         assert path.stat().st_size < 1_500_000

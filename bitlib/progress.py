@@ -1,0 +1,52 @@
+"""One progress bar for everything that takes long: text in a terminal, HTML on a Jupyter page."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from tqdm import tqdm
+
+
+class _OnPage(tqdm):
+    """tqdm as an output of its cell; its text would go to stderr, which Jupyter shows in red."""
+
+    def __init__(self, *args, **kwargs):
+        self._output = None
+        super().__init__(*args, **kwargs, file=io.StringIO())
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draw the bar, or redraw it; an empty message, which closes it, empties the output."""
+        from IPython.display import HTML, display
+
+        state = self.format_dict
+        words = [f"{state['prefix'] or ''}", f"{state['n']:,} of {state['total'] or '?':,} {state['unit']}s"]
+        bar = f'<progress max="{state["total"] or 0}" value="{state["n"]}"></progress>'
+        drawn = HTML("" if msg == "" else f"{bar} {' '.join(words).strip()} {state['postfix'] or ''}")
+        if self._output is None:
+            self._output = display(drawn, display_id=True)
+        else:
+            self._output.update(drawn)
+
+
+def bar(total: int | None, unit: str, initial: int = 0, shown: bool = True, **kwargs) -> tqdm:
+    """A progress bar: a context manager with `update` and `set_postfix`.
+
+    Args:
+        total: how many there will be; None if nobody knows.
+        unit: what is counted, in the singular.
+        initial: how many there are already.
+        shown: False for a bar that counts and draws nothing.
+        kwargs: as for `tqdm.tqdm`.
+    """
+    kwargs |= {"total": total, "unit": unit, "initial": initial, "disable": not shown}
+    if shown and _in_kernel():
+        return _OnPage(**kwargs | {"leave": False})
+    return tqdm(**kwargs)
+
+
+def _in_kernel() -> bool:
+    """Whether this runs in a Jupyter kernel, in Colab's as in any other."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    return bool(shell) and "IPKernelApp" in shell.config
