@@ -20,13 +20,15 @@ def quiet() -> None:
     """Import TensorFlow and tensorflow-hub without what they write to stderr, which a page shows in red.
 
     TensorFlow's C++ code logs while it is imported, whatever its settings; tensorflow-hub 0.16 warns of the
-    deprecated `pkg_resources`. An error is raised as ever.
+    deprecated `pkg_resources`; TensorFlow's Python code warns a page that trains several models of tracing
+    their graphs anew. Errors are raised and logged as ever.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _stderr_aside(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import tensorflow  # noqa: F401
+        import tensorflow as tf
 
+        tf.get_logger().setLevel("ERROR")
         with suppress(ImportError):  # a page that needs it says so at its own import
             import tensorflow_hub  # noqa: F401
 
