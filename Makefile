@@ -20,6 +20,7 @@ test: lint
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
