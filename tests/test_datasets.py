@@ -260,7 +260,7 @@ class TestTfds:
 
     def test_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-        with pytest.raises(ImportError, match="pip install tensorflow-datasets"):
+        with pytest.raises(ImportError, match=r"^tensorflow-datasets: .*pip install 'bitlib\[datasets\]'"):
             datasets.tfds("cifar10")
 
 
