@@ -264,6 +264,7 @@ class TestTfds:
             datasets.tfds("cifar10")
 
 
+@pytest.mark.slow
 def test_labelled_by_name(tmp_path):
     assert len(datasets.labelled("digits")[0]) == 1797
     pictures, labels, names = datasets.labelled("glyphs")

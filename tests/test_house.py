@@ -1,4 +1,4 @@
-"""The repository itself: its layers are drawn as they are checked."""
+"""The repository itself: its layers are drawn as they are checked, its make targets are listed."""
 
 import re
 import tomllib
@@ -21,3 +21,12 @@ def test_the_package_is_imported_as_a_whole_by_the_plan_alone():
     """Its lazy attributes lead past the contract."""
     graph = grimp.build_graph("bitlib", cache_dir=None)
     assert graph.find_modules_that_directly_import("bitlib") == {"bitlib.hyperrule"}
+
+
+def test_the_makefile_lists_its_targets():
+    text = (ROOT / "Makefile").read_text()
+    listed = re.findall(r"^# make (\w+)", text, re.M)
+    phony = re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()
+    defined = re.findall(r"^([a-z]+):", text, re.M)
+    assert listed == phony
+    assert sorted(defined) == sorted(phony)

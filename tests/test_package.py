@@ -169,6 +169,7 @@ def test_installing_the_wheel_alone_brings_its_core_only(wheel):
     assert set(extras) == {"hub", "pages", "datasets", "tensorboard", "test"}
 
 
+@pytest.mark.slow
 def test_installed_wheel_works_in_an_empty_folder_without_the_extras(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         assert "bitlib/data/BiT-XS-R14x0.5.npz" in archive.namelist()
