@@ -1,5 +1,7 @@
 # make run     set up, run every page, leave the executed pages in build/
-# make test    set up, run every test
+# make check   set up, lint, run the fast tests: before every commit
+# make test    set up, lint, run every test and every page: before every push
+# make lint    set up, check format, style and layers
 # make lab     open the pages in JupyterLab
 # make html    write the stored pages as HTML to build/html
 # make pages   run the pages and store their outputs (after a change)
@@ -9,10 +11,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint lab html pages bench clean
+.PHONY: run check test lint lab html pages bench clean
 
 run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
+
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -21,6 +26,7 @@ test: lint
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 lab: .venv/installed
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_porting.ipynb

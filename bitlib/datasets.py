@@ -152,7 +152,7 @@ def tfds(
         import tensorflow_datasets
     except ImportError:
         raise ImportError(
-            "tensorflow-datasets is not installed: pip install tensorflow-datasets (or bitlib[datasets]), "
+            "tensorflow-datasets: the package is not installed; pip install 'bitlib[datasets]', "
             'or use a folder of pictures, "digits" or "glyphs"'
         ) from None
 

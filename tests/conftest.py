@@ -16,6 +16,14 @@ def peak():
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux only")
 
+
+def pytest_collection_modifyitems(items):
+    """Whatever runs a page is slow: it starts a kernel, which imports TensorFlow."""
+    for item in items:
+        if item.path.name == "test_pages.py" and {"run", "papermilled"} & set(item.fixturenames):
+            item.add_marker("slow")
+
+
 SMALL = Architecture((1, 2, 1, 1), 0.5, 11)
 
 

@@ -27,6 +27,7 @@ def stated(row, column=1):
     return float(re.findall(r"([\d.]+) %", line)[column - 1]) / 100
 
 
+@pytest.mark.slow
 def test_classes_are_those_that_the_script_chooses():
     """The class list is a function of the fonts; a matplotlib with other fonts may choose others."""
     constraints = (ROOT / "constraints.txt").read_text()
@@ -50,6 +51,7 @@ def test_port_agrees_with_the_reference(model):
     assert reference.disagreement(model, arrays) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "fonts"),
     [("unseen styles", datasets.UNSEEN_STYLES), ("unseen typeface", datasets.UNSEEN_TYPEFACES)],
@@ -60,6 +62,7 @@ def test_reads_fonts_it_never_saw_as_stated(model, row, fonts):
     assert np.mean(predicted == truth) == pytest.approx(stated(row), abs=0.01)
 
 
+@pytest.mark.slow
 def test_features_tell_digits_apart_as_stated(model):
     """Logistic regression on pooled features, k digits of each class, 800 test images, five draws."""
     pictures, targets = datasets.digits()

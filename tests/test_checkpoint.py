@@ -256,6 +256,7 @@ class TestLoad:
             checkpoint.assign(model, arrays)
         assert all(np.array_equal(a, v) for a, v in zip(before, model.variables, strict=True))
 
+    @pytest.mark.slow
     @needs_proc
     def test_memory_stays_near_one_copy(self, tmp_path):
         """Of the arrays of an R50x1, loading may hold one model and little more."""
@@ -340,6 +341,7 @@ class TestFetch:
             checkpoint.fetch("R50x1_160")
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
+    @pytest.mark.slow
     def test_no_server(self, monkeypatch, tmp_path):
         monkeypatch.setenv("BITLIB_MIRROR", "http://127.0.0.1:9/")
         monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))

@@ -260,10 +260,11 @@ class TestTfds:
 
     def test_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-        with pytest.raises(ImportError, match="pip install tensorflow-datasets"):
+        with pytest.raises(ImportError, match=r"^tensorflow-datasets: .*pip install 'bitlib\[datasets\]'"):
             datasets.tfds("cifar10")
 
 
+@pytest.mark.slow
 def test_labelled_by_name(tmp_path):
     assert len(datasets.labelled("digits")[0]) == 1797
     pictures, labels, names = datasets.labelled("glyphs")

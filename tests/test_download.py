@@ -393,6 +393,7 @@ class _Usage:
 
 
 class TestAtOnce:
+    @pytest.mark.slow
     def test_thirty_processes_end_with_one_good_copy(self, server, content, cache):
         code = """
             import hashlib

@@ -20,12 +20,14 @@ def images():
 
 
 class TestExtract:
+    @pytest.mark.slow
     def test_pooled_features_are_the_headless_models(self, model, small_npz, images):
         expected = bitlib.load(small_npz, head=None)(images)
         result = features.extract(model, images)
         assert result.dtype == np.float32
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
     def test_any_batch_size_and_any_iterable(self, model, images, batch_size):
         expected = features.extract(model, images)
@@ -35,6 +37,7 @@ class TestExtract:
             result = features.extract(model, source, batch_size=batch_size)
             np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("stage", "shape"), [("root", (8, 10, 32)), ("block2", (4, 5, 256)), ("block4", (1, 2, 1024))]
     )
@@ -45,6 +48,7 @@ class TestExtract:
         pooled = features.extract(model, images, stage)
         np.testing.assert_allclose(pooled, maps.mean((1, 2)), rtol=1e-4, atol=1e-3)
 
+    @pytest.mark.slow
     def test_memory_is_bounded_by_the_batch(self, model, monkeypatch):
         """A generator of any length: no more than one batch of it is drawn ahead."""
         drawn = 0
@@ -64,6 +68,7 @@ class TestExtract:
             features.extract(model, endless(), batch_size=4)
         assert computed == [4, 8]
 
+    @pytest.mark.slow
     def test_one_graph_for_all_calls(self, model, images, monkeypatch):
         traced = []
         stages = model.stages
@@ -75,12 +80,14 @@ class TestExtract:
         np.testing.assert_allclose(after, stages(images[:, :, :32])["features"], rtol=1e-4, atol=1e-4)
         assert np.abs(before - features.extract(model, images)).max() > 0.1
 
+    @pytest.mark.slow
     def test_a_graph_of_constants_is_not_kept(self, model, images):
         with ops.constant_kernels(model):
             before = features.extract(model, images)
         model.root.kernel.assign(model.root.kernel[:, ::-1])
         assert np.abs(before - features.extract(model, images)).max() > 0.1
 
+    @pytest.mark.slow
     def test_the_graph_does_not_outlive_its_model(self, small_npz, images):
         model = bitlib.load(small_npz)
         features.extract(model, images)

@@ -52,6 +52,7 @@ def largest_change(one, other):
 
 
 class TestRule:
+    @pytest.mark.slow
     def test_updates_are_those_of_momentum_by_the_plan(self, model, examples):
         """Against a plain loop in NumPy: v = 0.9 v - rate · gradient; w = w + v."""
         plan = a_plan(steps=3, mixup_alpha=0.2)
@@ -73,10 +74,12 @@ class TestRule:
         np.testing.assert_allclose(history.learning_rate, [plan.learning_rate(s) for s in range(3)])
         assert_same(weights(twin), weights(model), atol=1e-4)
 
+    @pytest.mark.slow
     def test_first_loss_is_that_of_a_head_of_zeros(self, model, examples):
         history = finetune.fit(model, examples, a_plan(steps=1), verbose=0)
         np.testing.assert_allclose(history.loss, [np.log(3)], rtol=1e-6)
 
+    @pytest.mark.slow
     def test_all_weights_are_trained(self, model, examples):
         before = weights(model)
         history = finetune.fit(model, examples, a_plan(), verbose=0)
@@ -84,6 +87,7 @@ class TestRule:
         assert [name for name in before if np.array_equal(before[name], after[name])] == []
         assert (history.trained, history.frozen) == (model.count_params(), 0)
 
+    @pytest.mark.slow
     def test_arrays_and_datasets_give_the_same(self, small_npz, examples):
         plan = a_plan(steps=2, random_crop=False)
         tuned = []
@@ -96,6 +100,7 @@ class TestRule:
 
 
 class TestFreeze:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("freeze", "first"),
         [("root", "block1"), ("block2", "block3"), ("block4", "group_norm"), ("backbone", "head")],
@@ -118,6 +123,7 @@ class TestFreeze:
         with pytest.raises(ValueError, match="^freeze: expected None or one of root, block1.*received 'all'"):
             finetune.fit(model, examples, a_plan(), freeze="all")
 
+    @pytest.mark.slow
     def test_a_model_marked_otherwise_is_refused(self, model, examples):
         model.blocks[1][0].trainable = False
         with pytest.raises(
@@ -128,6 +134,7 @@ class TestFreeze:
 
 
 class TestSplitting:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "how", [{"accumulate": 2}, {"accumulate": 3, "jit_compile": True}, {"accumulate": 8}]
     )
@@ -146,6 +153,7 @@ class TestSplitting:
         with pytest.raises(ValueError, match="^accumulate: expected 1 to the batch size, 8"):
             finetune.fit(model, examples, a_plan(), accumulate=value)
 
+    @pytest.mark.slow
     def test_mixed_precision(self, small_npz, examples):
         losses = {}
         for dtype in ("float32", "mixed_bfloat16", "mixed_float16"):
@@ -193,6 +201,7 @@ class TestResume:
             cwd=ROOT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, timeout=300,
         )  # fmt: skip
 
+    @pytest.mark.slow
     def test_killed_anywhere_it_ends_with_the_same_weights(self, small_npz, tmp_path):
         """Killed with -9 before its third step, and again two steps after it went on."""
         unbroken, broken = tmp_path / "unbroken.npz", tmp_path / "broken.npz"
@@ -204,6 +213,7 @@ class TestResume:
         assert unbroken.read_bytes() == broken.read_bytes()
         assert [path.name for path in (tmp_path / "b").iterdir()] == [finetune.STATE]
 
+    @pytest.mark.slow
     def test_a_finished_training_is_not_run_again(self, small_npz, examples, tmp_path):
         results = []
         for _ in range(2):
@@ -213,6 +223,7 @@ class TestResume:
         assert results[0][0] == results[1][0]
         assert_same(results[0][1], results[1][1])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("changes", "arguments", "message"),
         [
@@ -235,6 +246,7 @@ class TestResume:
 
 
 class TestFailures:
+    @pytest.mark.slow
     def test_divergence_stops_with_the_last_good_weights(self, small_npz, examples, tmp_path):
         model = bitlib.load(small_npz, head=3)
         plain = finetune._train_step
@@ -264,12 +276,14 @@ class TestFailures:
         finetune.fit(unbroken, examples, a_plan(), verbose=0)
         assert_same(weights(good), weights(unbroken))
 
+    @pytest.mark.slow
     def test_divergence_without_a_folder(self, model, examples):
         bad = examples[0].copy()
         bad[:] = np.nan
         with pytest.raises(FloatingPointError, match=r"^loss: nan at step 0.*name a folder in checkpoints"):
             finetune.fit(model, (bad, examples[1]), a_plan(), verbose=0)
 
+    @pytest.mark.slow
     def test_a_model_that_does_not_train_is_found_out(self, model, examples, monkeypatch):
         """As a raw hub object in a Keras model: gradients arrive, weights stay."""
         monkeypatch.setattr(finetune.MomentumSGD, "update_step", lambda *args: None)
@@ -278,6 +292,7 @@ class TestFailures:
         ):
             finetune.fit(model, examples, a_plan(), verbose=0)
 
+    @pytest.mark.slow
     def test_a_backbone_that_does_not_train_is_found_out(self, model, examples, monkeypatch):
         plain = finetune.MomentumSGD.update_step
 
@@ -289,6 +304,7 @@ class TestFailures:
         with pytest.raises(RuntimeError, match="^model: its backbone does not train"):
             finetune.fit(model, examples, a_plan(), verbose=0)
 
+    @pytest.mark.slow
     def test_the_guard_waits_for_the_warm_up(self, model, examples):
         finetune.fit(model, examples, a_plan(variant="official", steps=25), verbose=0)
 
@@ -315,6 +331,7 @@ class TestFailures:
 
 
 class TestEvaluation:
+    @pytest.mark.slow
     def test_every_example_counts_once(self, model, examples):
         model.head.kernel.assign(np.random.default_rng(1).normal(size=model.head.kernel.shape))
         plan = a_plan()
@@ -326,6 +343,7 @@ class TestEvaluation:
         probabilities = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
         np.testing.assert_allclose(loss, -np.log(probabilities[np.arange(24), examples[1]]).mean(), rtol=1e-3)
 
+    @pytest.mark.slow
     def test_validation_is_recorded(self, model, examples):
         history = finetune.fit(model, examples, a_plan(), examples, verbose=0, validate_every=2)
         assert history.validated == [2, 4, 6]
@@ -333,6 +351,7 @@ class TestEvaluation:
         assert history.validation_accuracy[-1] == accuracy
         np.testing.assert_allclose(history.validation_loss[-1], loss, rtol=1e-6)
 
+    @pytest.mark.slow
     def test_progress_and_tensorboard(self, model, examples, tmp_path, capsys):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -430,6 +449,7 @@ class TestDistribution:
                 assert difference < 2e-3 * moved, variable.path
                 np.testing.assert_array_equal(worker[variable.path], saved[0][variable.path])
 
+    @pytest.mark.slow
     def test_two_workers_on_loopback(self, small_npz, examples, tmp_path):
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
         tasks = [{"type": "worker", "index": index} for index in range(2)]
@@ -445,6 +465,7 @@ class TestDistribution:
         self.compare(small_npz, examples, tmp_path, 2)
         assert [path.name for path in (tmp_path / "state").iterdir()] == [finetune.STATE]
 
+    @pytest.mark.slow
     def test_two_replicas_of_one_process(self, small_npz, examples, tmp_path):
         process = self.start(REPLICAS, small_npz, tmp_path)
         told, _ = process.communicate(timeout=400)
@@ -455,6 +476,7 @@ class TestDistribution:
 class TestHandwriting:
     """The bundled model on the task it is for."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", [11])
     def test_ten_digits_a_class(self, seed):
         card = bitlib.zoo.card(bitlib.zoo.BUNDLED)

@@ -31,6 +31,7 @@ def npz(tmp_path_factory, arrays):
     return path
 
 
+@pytest.mark.slow
 def test_load_check_export_reload(npz, arrays, tmp_path):
     assert sum(array.size for array in arrays.values()) == 25549352
     model = bitlib.load(npz)

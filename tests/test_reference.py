@@ -46,8 +46,8 @@ def test_group_norm_is_that_of_keras():
 ARCHITECTURES = [
     SMALL,
     Architecture((1, 1, 1, 1), 1, 21),
-    Architecture((2, 1, 3, 2), 1.5, 5),
-    Architecture(UNITS[50], 0.5, 100),
+    pytest.param(Architecture((2, 1, 3, 2), 1.5, 5), marks=pytest.mark.slow),
+    pytest.param(Architecture(UNITS[50], 0.5, 100), marks=pytest.mark.slow),
 ]
 
 

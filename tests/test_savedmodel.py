@@ -55,6 +55,7 @@ def test_tf_saved_model(case):
     close(result[output], expected)
 
 
+@pytest.mark.slow
 def test_hub_load(case):
     path, _, fed, expected = case
     loaded = hub.load(str(path))
@@ -84,6 +85,7 @@ def test_height_and_width_are_dynamic(exported):
         close(loaded(image), model(image).numpy())
 
 
+@pytest.mark.slow
 def test_hub_trains_every_weight(exported, images):
     path, model = exported["logits", -1]
     layer = hub.KerasLayer(str(path), trainable=True)
@@ -96,6 +98,7 @@ def test_hub_trains_every_weight(exported, images):
     assert all(np.any(old != new.numpy()) for old, new in zip(before, layer.weights, strict=True))
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_frozen_in_the_export(tmp_path, small_npz):
     model = bitlib.load(small_npz)
     model.root.trainable = False
@@ -103,6 +106,7 @@ def test_frozen_layers_stay_frozen_in_the_export(tmp_path, small_npz):
     assert len(loaded.trainable_variables) == len(loaded.variables) - 1
 
 
+@pytest.mark.slow
 def test_saved_model_cli_shows_a_clear_signature(exported):
     cli = Path(sys.executable).with_name("saved_model_cli")
     for output, channels in (("logits", 11), ("features", 1024)):
@@ -127,12 +131,14 @@ def tflite(path, images):
     return interpreter.get_tensor(out["index"])
 
 
+@pytest.mark.slow
 def test_tflite(exported, images):
     path, model = exported["logits", -1]
     close(tflite(path, images), model(images).numpy())
 
 
 class TestFreeze:
+    @pytest.mark.slow
     def test_same_numbers_and_nothing_left_to_train(self, tmp_path, small_npz, images):
         model = bitlib.load(small_npz)
         path = bitlib.export(model, tmp_path / "frozen" / "1", freeze=True)
@@ -142,6 +148,7 @@ class TestFreeze:
         assert not loaded.signatures["serving_default"].variables
         assert sum(file.stat().st_size for file in (path / "variables").iterdir()) < 10_000
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("jit_compile", [False, True])
     def test_any_batch(self, tmp_path, small_npz, jit_compile):
         """Halves of one, of odd numbers, of none."""
@@ -167,10 +174,12 @@ class TestFreeze:
                 write(source, tmp_path / "m", jit_compile=True)
         assert not (tmp_path / "m").exists()
 
+    @pytest.mark.slow
     def test_tflite(self, tmp_path, small_npz, images):
         model = bitlib.load(small_npz)
         close(tflite(bitlib.export(model, tmp_path / "m", freeze=True), images), model(images).numpy())
 
+    @pytest.mark.slow
     def test_no_kernel_is_standardised_again(self, tmp_path, small_npz):
         """GroupNorm takes one reciprocal root a norm; standardisation would add one a convolution."""
         model = bitlib.load(small_npz)
@@ -185,6 +194,7 @@ class TestFreeze:
             roots = sum(node.op == "Rsqrt" for node in nodes)
             assert roots == expected
 
+    @pytest.mark.slow
     def test_the_model_itself_stays_live(self, tmp_path, small_npz, images):
         model = bitlib.load(small_npz)
         before = model(images).numpy()
@@ -198,6 +208,7 @@ class TestWriting:
     def model(self, small_npz):
         return bitlib.load(small_npz)
 
+    @pytest.mark.slow
     def test_parents_are_made_and_a_savedmodel_replaced(self, tmp_path, model, images):
         folder = tmp_path / "a" / "b" / "1"
         bitlib.export(model, folder)
@@ -218,6 +229,7 @@ class TestWriting:
             bitlib.export(model, tmp_path / "m" / "1")
         assert not list((tmp_path / "m").iterdir())
 
+    @pytest.mark.slow
     def test_an_interrupted_export_keeps_the_former(self, tmp_path, model, monkeypatch, images):
         folder = bitlib.export(model, tmp_path / "m")
         monkeypatch.setattr(
@@ -244,6 +256,7 @@ class TestWriting:
 
 
 class TestPort:
+    @pytest.mark.slow
     def test_a_path(self, tmp_path, small_npz, images):
         folder = bitlib.port(small_npz, tmp_path / "m" / "1", head=None, input_range=(0, 1))
         close(hub.load(str(folder))((images + 1) / 2), bitlib.load(small_npz, head=None)(images).numpy())
@@ -288,6 +301,7 @@ class TestHandles:
         assert bitlib.load("google/bit/m-r50x1/imagenet21k_classification/1")(images).shape == (2, 11)
         assert bitlib.load("google/bit/m-r50x1/1", head=5)(images).shape == (2, 5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("handle", "kept"),
         [("google/bit/m-r50x1/1", (0, 1)), ("sayakpaul/bit_resnet152x2_384_classification/1", (-1, 1))],
@@ -298,6 +312,7 @@ class TestHandles:
         expected = bitlib.load(handle)(images)
         np.testing.assert_allclose(hub.KerasLayer(str(folder))(fed), expected, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.slow
     def test_a_collection_becomes_a_tree_like_the_hubs(self, published, tmp_path):
         ported = list(savedmodel.port_all(["sayakpaul/collections/bit-resnet/1"], tmp_path / "hub"))
         folders = {one.folder.relative_to(tmp_path / "hub").as_posix() for one in ported}
@@ -308,6 +323,7 @@ class TestHandles:
             assert one.size == sum(file.stat().st_size for file in one.folder.rglob("*") if file.is_file())
             assert one.output in hub.load(str(one.folder)).signatures["serving_default"].structured_outputs
 
+    @pytest.mark.slow
     def test_names_files_and_handles_in_one_list(self, published, small_npz, tmp_path, images):
         sources = ["BiT-M-R50x1", small_npz, "google/bit/m-r50x1/ilsvrc2012_classification/1", "R50x1_160"]
         ported = list(savedmodel.port_all(sources, tmp_path / "hub"))
@@ -354,6 +370,7 @@ class TestModelCard:
         assert "published at" not in told
         assert "that of the images it was trained on" in told
 
+    @pytest.mark.slow
     def test_of_a_tuned_and_of_a_frozen_model(self, small_npz, tmp_path):
         model = bitlib.load(small_npz)
         model.tuned = True
@@ -366,6 +383,7 @@ class TestModelCard:
         told = self.card(bitlib.export(BiT((1, 1, 1, 1), 0.5, 3), tmp_path / "x"))
         assert "made here, not loaded from a file" in told
 
+    @pytest.mark.slow
     def test_its_code_runs(self, small_npz, tmp_path, images):
         """Every way of loading that the card names, as it is written there."""
         folder = str(bitlib.port(small_npz, tmp_path / "x"))

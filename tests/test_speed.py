@@ -14,6 +14,8 @@ from bitlib.checkpoint import Architecture
 from bitlib.model import UNITS
 from tests.conftest import PEAK, needs_proc, random_arrays
 
+pytestmark = pytest.mark.slow
+
 NORMS, CONVOLUTIONS = 3 * 5 + 1, 1 + 3 * 5 + 4  # of units (1, 2, 1, 1)
 
 
