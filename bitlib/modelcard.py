@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bitlib import zoo
+
+_MARK = "`folder` is the one that this file lies in."
 
 CARD = """# {title}
 
@@ -17,7 +21,7 @@ CARD = """# {title}
 
 ## How to load it
 
-`folder` is the one that this file lies in.
+{mark}
 
 TensorFlow alone:
 
@@ -49,6 +53,7 @@ def text(model, input_range: tuple[float, float], frozen: bool, compiled: bool) 
         weights += ", fine-tuned since"
     output = "features" if model.head is None else "logits"
     return CARD.format(
+        mark=_MARK,
         title=card.name if card else "A BiT-ResNet",
         what=(
             f"A BiT-ResNet of {'-'.join(map(str, model.units))} units and width {model.width:g}, "
@@ -71,6 +76,11 @@ def text(model, input_range: tuple[float, float], frozen: bool, compiled: bool) 
         hub="" if frozen else ", to train it further with `trainable=True`",
         trainable="" if frozen else ", trainable=True",
     )
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file is such a card."""
+    return _MARK.encode() in path.read_bytes()
 
 
 def _meaning(card: zoo.Card) -> str:

@@ -9,6 +9,7 @@ What is written follows the reusable SavedModel interface of TF2
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,17 +64,16 @@ def export(
     Raises:
         TypeError: `model` is not a BiT.
         ValueError: `input_range` is neither of the two, or `jit_compile` without `freeze`.
-        FileExistsError: `directory` holds something that is not a SavedModel.
+        FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's: a file of
+            yours, or a README.md that is not such a model card.
     """
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
     _check(input_range, freeze, jit_compile)
-    directory = Path(directory)
-    if directory.exists() and not _replaceable(directory):
-        raise FileExistsError(f"directory: {directory} exists and is not a SavedModel; choose another folder")
+    directory = _replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     module, signature = _frozen(model, input_range, jit_compile) if freeze else _reusable(model, input_range)
-    with replacing(directory) as temporary, _without_log():
+    with replacing(directory, unless=_holds_others_files) as temporary, _without_log():
         tf.saved_model.save(module, str(temporary), signatures={"serving_default": signature})
         (temporary / "README.md").write_text(modelcard.text(model, input_range, freeze, jit_compile), "utf-8")
     return directory
@@ -98,8 +98,35 @@ def _without_log():
         logger.setLevel(level)
 
 
-def _replaceable(directory: Path) -> bool:
-    return directory.is_dir() and ((directory / "saved_model.pb").is_file() or not any(directory.iterdir()))
+def _replaceable(directory: str | os.PathLike) -> Path:
+    """The directory, if an export may be written there."""
+    directory = Path(directory)
+    reason = "is a file, not a SavedModel" if directory.exists() else None
+    if directory.is_dir():
+        reason = _holds_others_files(directory)
+    if reason:
+        raise FileExistsError(f"directory: {directory} {reason}; choose another folder")
+    return directory
+
+
+_OURS = re.compile(
+    r"saved_model\.pb|fingerprint\.pb|keras_metadata\.pb|assets/|"
+    r"variables/(variables\.index|variables\.data-\d{5}-of-\d{5})?"
+)
+"""What the writer of a SavedModel puts into its folder."""
+
+
+def _holds_others_files(directory: Path) -> str | None:
+    """Why a folder may not be replaced: it is no SavedModel, or holds more. None if it may, or is empty."""
+    if any(directory.iterdir()) and not (directory / "saved_model.pb").is_file():
+        return "is not a SavedModel"
+    for folder, folders, files in os.walk(directory):
+        for name in [*(f"{name}/" for name in folders), *files]:
+            path = Path(folder, name)
+            entry = path.relative_to(directory).as_posix() + "/" * name.endswith("/")
+            if not _OURS.fullmatch(entry) and not (entry == "README.md" and modelcard.is_one(path)):
+                return f"holds {entry!r}, which is not a SavedModel's and would be lost"
+    return None
 
 
 INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")
@@ -190,7 +217,7 @@ def port_all(
     A hub handle gives the module of that handle, in the folder of that name. A collection gives all its
     members. Any other name or file gives a classifier and a feature extractor: where there were handles
     of them in their folders and with their input range, else in `<name>/classifier/1` and
-    `<name>/features/1`, for inputs in [-1, 1]. All names are looked up before the first is written.
+    `<name>/features/1`, for inputs in [-1, 1]. Names and folders are looked up before the first is written.
 
     Args:
         sources: as for `bitlib.load`, and names of collections.
@@ -201,11 +228,13 @@ def port_all(
         What was written, one by one, each checked as by `port`.
 
     Raises:
-        ValueError: a name is unknown, or as `export`.
+        ValueError, FileExistsError: a name is unknown, or as `export`.
         CheckpointError: as `port`; what was written before stays.
     """
     _check((-1, 1), freeze, jit_compile)
     targets = [target for source in sources for target in _targets(source)]
+    for target in targets:
+        _replaceable(Path(directory, target.folder))
     return (_port(target, Path(directory), freeze, jit_compile) for target in targets)
 
 
@@ -282,6 +311,7 @@ def port(
             by more than `TOLERANCE`, in which case nothing is written.
     """
     _check(input_range or (-1, 1), freeze, jit_compile)  # before minutes are spent
+    _replaceable(directory)
     found = checkpoint.find(source)
     model, _ = _checked(found, head)
     return export(model, directory, input_range or found.card.input_range, freeze, jit_compile)

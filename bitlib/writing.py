@@ -1,32 +1,211 @@
-"""How files and folders are written: completely, or not at all."""
+"""How files and folders are replaced: at every moment the path holds the old or the new, whole.
+
+That holds through an exception, Ctrl-C, `kill -9`, a full disk, and a power cut after the return:
+
+- The new is written into a hidden scratch folder beside the path, `.<name>.partial-…`, and flushed to disk.
+- A file then takes its place in one rename. A folder and its predecessor exchange their names in one step,
+  so that a reader never finds the path missing.
+- Where the system cannot exchange names (anything but Linux, some network disks), the old folder is moved
+  into the scratch folder first. Only a kill between the two renames leaves nothing at the path. Then the old
+  lies, whole, in `.<name>.partial-…/previous…`: the next writer of the path puts it back, or one renames it.
+- The next writer of a path sweeps what killed ones left. A living writer holds a lock in its scratch folder.
+- Two writers of one path do not wait for each other: each puts a whole result there, the later one stays.
+
+A reader that opens the files of a folder one by one meanwhile may get some of the old and some of the new.
+
+A file never replaces a folder, nor a folder a file. A link stays: what it points to is replaced.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import itertools
+import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_LOCK = "lock"
+_PREVIOUS = "previous"
+
+
+def every_folder(folder: Path) -> str | None:
+    """The reason why no folder is ever replaced by a file."""
+    return "is a folder, expected a file"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] = every_folder) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if the body succeeds, and vanishes if not.
 
-    The body writes a file or a folder there. What stood at `path` before is replaced whole.
+    Args:
+        path: where to; its folder exists.
+        unless: the body writes a folder. Given the folder that stands there, `unless` gives the reason why
+            it must not be replaced ("holds notes.txt, …"), or None. Without it the body writes a file.
+
+    Yields:
+        The temporary path, of the same suffix, for the body to write a file or a folder to.
 
     Raises:
-        FileNotFoundError: the folder that `path` would be in does not exist.
+        FileNotFoundError: the folder that `path` would be in does not exist, or the body wrote nothing.
+        IsADirectoryError: a file is to be written, and `path` is a folder.
+        FileExistsError: `path` is a folder to which `unless` objects, or a file where a folder is
+            to be written, or neither file nor folder.
+        OSError: the disk is full, or the like.
     """
-    path = Path(path)
+    given, path = path, Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "path: expected a file or folder, received a link to itself", str(given))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder, expected one to write {path.name} into")
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+    _sweep(path)
+    _check(path, unless)
+    scratch, lock = _scratch_beside(path)
     try:
-        temporary = scratch / path.name
+        temporary = scratch / f"new{path.suffix}"
         yield temporary
-        if path.is_dir():
-            path.rename(scratch / "previous")
-        temporary.replace(path)
+        _flush(temporary)
+        _flush_one(scratch)
+        if temporary.is_dir():
+            _place_folder(temporary, path, unless)
+        else:
+            _check(path, unless)
+            os.replace(temporary, path)
+        _flush_one(path.parent)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        lock.release()
+        _settle(path, scratch)
+
+
+def _check(path: Path, unless) -> None:
+    """Raise unless what stands at `path`, if anything, may be replaced."""
+    writes_file = unless is every_folder
+    if path.is_dir():
+        _object(path, unless(path), IsADirectoryError if writes_file else FileExistsError)
+    elif path.exists() and not (writes_file and path.is_file()):
+        _object(path, f"exists and is not a {'file' if writes_file else 'folder'}")
+
+
+def _object(path: Path, reason: str | None, kind: type[OSError] = FileExistsError) -> None:
+    if reason:
+        raise kind(f"path: {path} {reason}; choose another path")
+
+
+def _place_folder(new: Path, path: Path, unless) -> None:
+    """Rename a folder to `path`. What stood there is then in the scratch folder, `new.parent`."""
+    for attempt in itertools.count():
+        _check(path, unless)
+        try:
+            if not path.exists():
+                os.rename(new, path)
+                return
+            if _exchange(new, path):
+                if reason := unless(new):  # somebody put something there at the last moment
+                    _exchange(new, path)
+                    _object(path, reason)
+                return
+            previous = new.with_name(f"{_PREVIOUS}{attempt:06}")
+            os.rename(path, previous)
+            _object(path, unless(previous))
+            os.rename(new, path)
+            return
+        except FileExistsError as error:
+            if error.errno is None:
+                raise
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY and not (error.errno == errno.ENOENT and new.exists()):
+                raise
+        # Another writer was faster: it put a folder there, or moved the one away that was there.
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where the system or the disk cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, TypeError, AttributeError):  # no Linux, or one with an old C library
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder with everything in it, is on the disk."""
+    for folder, _, files in os.walk(path, topdown=False):
+        for file in files:
+            _flush_one(Path(folder, file))
+        _flush_one(Path(folder))
+    if not path.is_dir():
+        _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():
+        return  # it cannot, and need not
+    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network disks cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _scratch_beside(path: Path) -> tuple[Path, FileLock]:
+    """A new hidden folder beside `path`, and the lock in it that says that its writer lives."""
+    for attempt in itertools.count():
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+        lock = FileLock(scratch / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except (OSError, NotImplementedError) as error:
+            if not (scratch / _LOCK).exists() and not isinstance(error, FileNotFoundError):
+                _remove(scratch)
+                raise
+        # Another writer may have swept the folder before it was locked. On a disk without locks none does.
+        if (lock.is_locked or attempt > 1) and (scratch / _LOCK).exists():
+            return scratch, lock
+        lock.release()
+        _remove(scratch)
+
+
+def _sweep(path: Path) -> None:
+    """Recover what killed writers of `path` left beside it, and remove the rest."""
+    ours = re.compile(re.escape(f".{path.name}.partial-") + r"\w{8}")
+    for scratch in [Path(entry) for entry in os.scandir(path.parent) if ours.fullmatch(entry.name)]:
+        with suppress(Timeout, OSError, NotImplementedError):  # it lives, or is somebody else's
+            if (scratch / _LOCK).is_file():
+                with FileLock(scratch / _LOCK).acquire(timeout=0):
+                    pass
+                _settle(path, scratch)
+            else:
+                scratch.rmdir()  # killed before it was locked: empty
+
+
+def _settle(path: Path, scratch: Path) -> None:
+    """Put back what was moved into a scratch folder and not replaced; then remove the scratch folder."""
+    moved = max(scratch.glob(f"{_PREVIOUS}*"), default=None)
+    if moved and not path.exists():
+        with suppress(OSError):
+            os.rename(moved, path)
+    if not moved or path.exists():
+        _remove(scratch)
+
+
+def _remove(scratch: Path) -> None:
+    """Remove a scratch folder, its lock last: where that is, the next writer goes on with what is left."""
+    with suppress(OSError):
+        for entry in scratch.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK:
+                entry.unlink()
+        (scratch / _LOCK).unlink(missing_ok=True)
+        scratch.rmdir()

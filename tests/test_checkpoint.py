@@ -307,6 +307,13 @@ class TestSave:
         assert small_npz.read_bytes() == before
         assert list(small_npz.parent.iterdir()) == [small_npz]
 
+    def test_a_folder_is_never_replaced(self, tmp_path, small_npz):
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "thesis").touch()
+        with pytest.raises(IsADirectoryError, match=r"^path: .*models is a folder, expected a file"):
+            checkpoint.save(bitlib.load(small_npz), tmp_path / "models")
+        assert (tmp_path / "models" / "thesis").exists()
+
     def test_no_such_folder(self, tmp_path, small_npz):
         with pytest.raises(FileNotFoundError, match="no such folder"):
             checkpoint.save(bitlib.load(small_npz), tmp_path / "nowhere" / "x.npz")

@@ -247,6 +247,27 @@ class TestWriting:
                 bitlib.export(model, path)
         assert (tmp_path / "thesis" / "chapter1.tex").exists()
 
+    @pytest.mark.parametrize(
+        "entry",
+        ["notes.txt", "variables/mine", "assets/vocab.txt", "src/", "README.md", "variables/variables.csv"],
+    )
+    def test_not_even_beside_a_savedmodel(self, tmp_path, model, small_npz, entry):
+        folder = bitlib.export(model, tmp_path / "m")
+        other = folder / entry
+        other.mkdir() if entry.endswith("/") else other.write_text("mine")
+        for write, source in ((bitlib.export, model), (bitlib.port, small_npz)):
+            with pytest.raises(FileExistsError, match=f"^directory: .*m holds '{entry}'.*choose another"):
+                write(source, folder)
+        assert other.exists()
+        assert (folder / "saved_model.pb").exists()
+
+    def test_a_link_stays_and_an_empty_folder_is_filled(self, tmp_path, model):
+        (tmp_path / "big disk").mkdir()
+        (tmp_path / "m").symlink_to("big disk")
+        assert bitlib.export(model, tmp_path / "m") == tmp_path / "m"
+        assert (tmp_path / "m").is_symlink()
+        assert (tmp_path / "big disk" / "saved_model.pb").exists()
+
     def test_nonsense_is_refused(self, tmp_path, model):
         with pytest.raises(ValueError, match=r"^input_range: expected .* received \(0, 255\)"):
             bitlib.export(model, tmp_path / "m", input_range=(0, 255))
