@@ -40,6 +40,8 @@ __all__ = [
     "glyph_pictures", "glyphs_by_class", "labelled", "photographs", "pipeline", "render_glyph", "tfds",
 ]  # fmt: skip
 
+_LARGE = 12_000_000  # values of a picture that `pipeline` resizes before it lets the next be decoded
+
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's handwritten digits: 1797 real scans of 8×8 pixels, by 43 people.
@@ -245,7 +247,9 @@ def pipeline(pictures: Sequence, labels, size: int | None = None, seed: int | No
     Args:
         pictures: as of a labelled set.
         labels: int `[N]`.
-        size: height and width to resize to, bilinearly, in pixels; None to leave them as they are.
+        size: height and width to resize to, bilinearly, in pixels; None to leave them as they are. With a
+            size, memory is bounded whatever the pictures are (`bitlib.images.MAX_PIXELS`); without, there
+            are as many of them in memory as TensorFlow has threads.
         seed: shuffle with that seed; None to keep the order.
 
     Returns:
@@ -263,11 +267,22 @@ def pipeline(pictures: Sequence, labels, size: int | None = None, seed: int | No
         raise ValueError(f"labels: expected one for each of {len(pictures)} pictures, received {len(labels)}")
     order = np.arange(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels))
 
+    def read(index):
+        """The picture, and an empty array; or, of a large one, an empty array and the picture resized."""
+        with images.decoded(pictures[index]) as image:
+            if size is None or image.size < _LARGE:
+                return image, np.zeros((0, 0, 3), np.float32)
+            with tf.device("CPU"):
+                return np.zeros((0, 0, 3), np.uint8), tf.image.resize(image, (size, size)).numpy()
+
     def load(index):
-        image = tf.numpy_function(lambda i: images.read(pictures[i]), [index], tf.uint8, stateful=False)
+        image, resized = tf.numpy_function(read, [index], (tf.uint8, tf.float32), stateful=False)
         image.set_shape((None, None, 3))
-        image = tf.cast(image, tf.float32) if size is None else tf.image.resize(image, (size, size))
-        return image / 127.5 - 1
+        if size is None:
+            return tf.cast(image, tf.float32) / 127.5 - 1
+        resized.set_shape((None, None, 3))
+        image = tf.cond(tf.size(resized) > 0, lambda: resized, lambda: tf.image.resize(image, (size, size)))
+        return tf.ensure_shape(image, (size, size, 3)) / 127.5 - 1
 
     indices = tf.data.Dataset.from_tensor_slices((order, labels[order]))
     return indices.map(lambda index, label: (load(index), label), tf.data.AUTOTUNE, deterministic=True)

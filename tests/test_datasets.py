@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import unicodedata
 
@@ -8,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from bitlib import datasets, images
+from tests.conftest import PEAK, needs_proc
 
 
 def test_no_digit_of_any_script_is_a_class():
@@ -151,6 +153,24 @@ class TestFolder:
             datasets.folder(tmp_path)
 
 
+@needs_proc
+def test_memory_for_a_folder_is_that_of_few_pictures(tmp_path):
+    for index in range(8):
+        (tmp_path / str(index % 2)).mkdir(exist_ok=True)
+        Image.new("RGB", (4000, 4000)).save(tmp_path / str(index % 2) / f"{index}.png")
+    code = f"""{PEAK}
+from bitlib import datasets, images
+images.MAX_PIXELS = 20_000_000
+before = peak()
+files, _, _ = datasets.folder({str(tmp_path)!r})
+print(len(files), peak() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, grown = run.stdout.split()
+    assert count == "8"
+    assert float(grown) < 250  # MiB; one picture takes 110, six threads took 660
+
+
 class TestDraw:
     labels = np.repeat([3, 7, 9], [20, 30, 50])
 
@@ -218,6 +238,12 @@ class TestPipeline:
         assert [image.shape for image, _ in dataset] == [(16, 16, 3)] * 3
         batch = next(iter(dataset.batch(3)))[0]
         assert batch.shape == (3, 16, 16, 3)
+
+    def test_large_pictures_are_resized_to_the_same(self, pictures, monkeypatch):
+        small = list(datasets.pipeline(pictures[:3], [0, 1, 2], size=16).as_numpy_iterator())
+        monkeypatch.setattr(datasets, "_LARGE", 1)
+        large = list(datasets.pipeline(pictures[:3], [0, 1, 2], size=16).as_numpy_iterator())
+        np.testing.assert_array_equal([image for image, _ in small], [image for image, _ in large])
 
     def test_a_picture_that_cannot_be_read(self, tmp_path):
         (tmp_path / "bad.png").write_bytes(b"nothing")

@@ -1,23 +1,22 @@
-import io
+import os
+import struct
+import threading
+import time
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageFile, features
 
 from bitlib import datasets, images, zoo
 from bitlib.zoo import Card
+from tests.test_images_fuzz import encoded, tiled
 
 
 @pytest.fixture(scope="module")
 def photo():
     return datasets.photographs()["flower.jpg"]
-
-
-def encoded(image, format="PNG", **options):
-    data = io.BytesIO()
-    image.save(data, format, **options)
-    return data.getvalue()
 
 
 class TestRead:
@@ -36,11 +35,24 @@ class TestRead:
             assert result.dtype == np.uint8
             np.testing.assert_array_equal(result, photo)
 
-    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "TIFF", "GIF"])
     def test_formats(self, photo, format):
         result = images.read(encoded(Image.fromarray(photo), format))
         assert result.shape == photo.shape
         assert np.abs(result.astype(float) - photo).mean() < 8
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "F", "CMYK"])
+    def test_large_pictures_are_converted_in_bands(self, photo, monkeypatch, mode):
+        grey = np.asarray(Image.fromarray(photo).convert("L"))
+        image = {
+            "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
+            "F": lambda: Image.fromarray(grey / np.float32(255)),
+        }.get(mode, lambda: Image.fromarray(photo).convert(mode))()
+        image.getexif()[0x0112] = 6
+        whole = images.read(image)
+        monkeypatch.setattr(images, "_BAND", 10_000)
+        np.testing.assert_array_equal(images.read(image), whole)
+        assert whole.shape == (640, 427, 3)
 
     def test_grey(self, photo):
         grey = Image.fromarray(photo).convert("L")
@@ -127,7 +139,9 @@ class TestRefusals:
             images.read(tmp_path / "empty.png")
         with pytest.raises(ValueError, match="0 bytes: empty"):
             images.read(b"")
-        with pytest.raises(FileNotFoundError, match=r"none\.png: no such file"):
+        with pytest.raises(
+            FileNotFoundError, match=r"none\.png: no such file, expected a picture or a folder"
+        ):
             images.read(tmp_path / "none.png")
         with pytest.raises(ValueError, match="a folder"):
             images.read(tmp_path)
@@ -154,6 +168,85 @@ class TestRefusals:
             with pytest.raises(ValueError, match="4×4 pixels, the limit is 10"):
                 images.read(source)
 
+    @pytest.mark.parametrize("format", ["PPM", "ICO", "TGA", "PCX", "SGI", "DDS", "JPEG2000", "AVIF"])
+    def test_other_formats_whatever_they_are_called(self, tmp_path, format):
+        if format == "AVIF" and not features.check("avif"):
+            pytest.skip("this Pillow has no AVIF")
+        path = tmp_path / "x.png"
+        path.write_bytes(encoded(Image.new("RGB", (8, 8)), format))
+        with pytest.raises(ValueError, match=r"x\.png: not a picture, expected PNG, JPEG, .* or WEBP$"):
+            images.read(path)
+
+    def test_a_program_is_never_started(self, tmp_path, monkeypatch):
+        ghostscript = tmp_path / "gs"
+        ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+        ghostscript.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        path = tmp_path / "x.png"
+        path.write_bytes(encoded(Image.new("RGB", (8, 8)), "EPS"))
+        with pytest.raises(ValueError, match=r"x\.png: not a picture"):
+            images.read(path)
+        assert not (tmp_path / "started").exists()
+
+    @pytest.mark.parametrize("error", [MemoryError, struct.error, KeyError, AttributeError, OverflowError,
+                                       RecursionError, zlib.error, OSError, AssertionError])  # fmt: skip
+    def test_whatever_the_decoder_raises(self, tmp_path, monkeypatch, error):
+        def fails(image):
+            raise error("\x1b[31mred")
+
+        monkeypatch.setattr(ImageFile.ImageFile, "load", fails)
+        Image.new("RGB", (8, 8)).save(tmp_path / "x.bmp")
+        with pytest.raises(ValueError, match=r"x\.bmp: corrupt or truncated picture \(.*red.?\)$") as caught:
+            images.read(tmp_path / "x.bmp")
+        assert str(caught.value).isprintable()
+
+    @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+    def test_bombs_in_metadata(self, kind):
+        packed = zlib.compress(bytes(5_000_000))
+        body = {b"zTXt": b"x\0\0", b"iTXt": b"x\0\1\0\0\0", b"iCCP": b"x\0\0"}[kind] + packed
+        whole = encoded(Image.new("RGB", (8, 8)))
+        chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        spoilt = whole[:33] + chunk + whole[33:]  # after the header
+        try:
+            assert images.read(spoilt).shape == (8, 8, 3)  # as good: what is not a picture is passed over
+        except ValueError as error:
+            assert str(error).startswith(f"{len(spoilt)} bytes: corrupt")  # noqa: PT017
+
+    @pytest.mark.parametrize("length", [9, 20, 30, 40])
+    def test_a_cut_header(self, length):
+        with pytest.raises(ValueError, match=f"^{length} bytes: (not a|corrupt or truncated) picture"):
+            images.read(encoded(Image.new("RGB", (8, 8)))[:length])
+
+    def test_floating_point_grey_of_another_range(self, tmp_path):
+        Image.fromarray(np.full((4, 4), 200, np.float32)).save(tmp_path / "x.tif")
+        with pytest.raises(ValueError, match=r"x\.tif: expected floats in \[0, 1\].*divide by 255"):
+            images.read(tmp_path / "x.tif")
+
+    def test_a_tile_larger_than_its_picture(self):
+        assert images.read(tiled(16, 64)).shape == (16, 16, 3)
+        vast = tiled(16, 16_384)
+        assert len(vast) < 300_000
+        with pytest.raises(ValueError, match=r"tiles of 268,435,456 pixels, the limit is 100,000,000"):
+            images.read(vast)
+
+    def test_a_file_too_large_for_any_picture(self, tmp_path):
+        with (tmp_path / "x.webp").open("wb") as file:
+            file.write(b"RIFF\xff\xff\xff\xffWEBPVP8 ")
+            file.truncate(images.MAX_BYTES + 1)  # of holes; nothing is written
+        with pytest.raises(ValueError, match=r"x\.webp: 1,000,000,001 bytes, the limit is 1,000,000,000"):
+            images.read(tmp_path / "x.webp")
+
+    @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "none/none.png"])
+    def test_what_cannot_be_a_path(self, name):
+        with pytest.raises(FileNotFoundError, match="expected a picture or a folder of pictures"):
+            images.read(name)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+    def test_a_pipe_that_would_never_end(self, tmp_path):
+        os.mkfifo(tmp_path / "x.png")
+        with pytest.raises(ValueError, match=r"x\.png: not a regular file"):
+            images.read(tmp_path / "x.png")
+
     @pytest.mark.parametrize(
         ("array", "told"),
         [
@@ -175,7 +268,42 @@ class TestRefusals:
             images.read(7)
 
 
+class TestManyThreads:
+    @pytest.mark.parametrize(("limit", "most"), [(10_000, 1), (35_000, 3)])
+    def test_pixels_decoded_side_by_side_are_limited(self, monkeypatch, limit, most):
+        monkeypatch.setattr(images, "MAX_PIXELS", limit)
+        picture = encoded(Image.new("RGB", (100, 100)))
+        inside, seen = [], []
+
+        def reading():
+            with images.decoded(picture):
+                inside.append(1)
+                seen.append(len(inside))
+                time.sleep(0.02)
+                inside.pop()
+
+        threads = [threading.Thread(target=reading) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        assert max(seen) == most
+        assert len(seen) == 12
+
+    def test_a_picture_that_fails_makes_room(self, monkeypatch):
+        monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
+        whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 100, 3), np.uint8)))
+        for _ in range(3):
+            with pytest.raises(ValueError, match="corrupt"):
+                images.read(whole[: len(whole) // 2])
+        assert images.read(whole).shape == (100, 100, 3)
+
+
 class TestPrepare:
+    def test_a_line_of_pixels(self):
+        with pytest.raises(ValueError, match="source: 1000000×1 pixels, too long for a short side of 256"):
+            images.prepare(np.zeros((1, 1_000_000), np.uint8), 224, short_side=256)
+
     def test_straight_is_tensorflows_resize(self, photo):
         for antialias in (False, True):
             expected = tf.image.resize(photo, (96, 96), antialias=antialias) / 127.5 - 1
@@ -224,8 +352,9 @@ def test_files(tmp_path, photo):
     for name in ("b/x.JPG", "a.png", "notes.txt"):
         Image.fromarray(photo).save(tmp_path / name, "PNG")
     assert [path.name for path in images.files(tmp_path)] == ["a.png", "x.JPG"]
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.png").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no pictures"):
-        images.files(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+        images.files(tmp_path / "empty.png")
+    assert [path.name for path in images.files(tmp_path)] == ["a.png", "x.JPG"]
+    with pytest.raises(FileNotFoundError, match="no such folder, expected a picture or a folder of pictures"):
         images.files(tmp_path / "nowhere")
