@@ -6,9 +6,13 @@ found here, before a model is touched, and reported with the name of the array.
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import re
+import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,10 +27,32 @@ from bitlib.writing import replacing
 _NUMBERED = re.compile(r"\b(standardized_conv2d|group_norm|conv2d)_\d+(?=/)")
 
 
+_DIRECTORY = 1 << 20
+"""Bytes that the directory of a zip may take, and so its number of members: the largest BiT needs 60 000."""
+
+_HEADER = 10_000
+"""Bytes of a `.npy` in which its header must end; NumPy writes 128."""
+
+_DEFLATE = 1040
+"""Larger than any ratio that deflate reaches: about 1032."""
+
+_PLAUSIBLE = 20, 128 << 20
+"""All arrays take at most so many times the bytes of the file, and so many more: weights hardly compress."""
+
+
+class _Limited(io.BufferedReader):
+    """A file that refuses to be read in one large piece: zipfile asks for its whole directory only."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > _DIRECTORY:
+            raise zipfile.BadZipFile(f"a directory of {size} bytes, expected at most {_DIRECTORY}")
+        return super().read(size)
+
+
 class Archive(Mapping):
     """The arrays of an open `.npz` by name, each read from disk and checked when asked for.
 
-    Names, shapes and dtypes of all of them have been checked on opening.
+    Names, shapes, dtypes and sizes of all of them have been checked on opening: the file can hold them.
     """
 
     def __init__(self, file: zipfile.ZipFile):
@@ -41,35 +67,78 @@ class Archive(Mapping):
                 raise CheckpointError(
                     f"{name}: duplicate, found as {self._members[name].filename} and {member.filename}"
                 )
-            with _errors_of(name):
-                self.shapes[name] = self._read_header(name, member)
             self._members[name] = member
         if not self._members:
             raise CheckpointError("the archive is empty, expected the arrays of a BiT")
+        self._check_sizes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # headers written by Python 2, and what is no header
+            for name, member in self._members.items():
+                with _errors_of(name):
+                    self.shapes[name] = self._read_header(name, member)
         self.architecture = infer(self.shapes)
         check(self.shapes, layout(self.architecture))
 
+    def _check_sizes(self) -> None:
+        """Raise `CheckpointError` unless the file can hold what its directory declares."""
+        following = self._file.start_dir
+        by_place = sorted(self._members.items(), key=lambda item: item[1].header_offset, reverse=True)
+        for name, member in by_place:
+            if member.flag_bits & 0x2061:  # encrypted, in one of three ways, or a patch of another file
+                raise CheckpointError(f"{name}: encrypted, expected plain data")
+            stored = member.compress_type == zipfile.ZIP_STORED
+            if not stored and member.compress_type != zipfile.ZIP_DEFLATED:
+                raise CheckpointError(
+                    f"{name}: compression method {member.compress_type}, expected stored (0) or deflated (8)"
+                )
+            with _errors_of(name):
+                self._file.fp.seek(member.header_offset)
+                name_length, extra_length = struct.unpack("<26x2H", self._file.fp.read(30))
+                end = member.header_offset + 30 + name_length + extra_length + member.compress_size
+            if end > following:
+                raise CheckpointError(
+                    f"{name}: corrupt or truncated (its data end at byte {end}, "
+                    f"but the next thing in the file begins at {following})"
+                )
+            following = member.header_offset
+            largest = member.compress_size * (1 if stored else _DEFLATE)
+            if member.file_size > largest or (stored and member.file_size != largest):
+                raise CheckpointError(
+                    f"{name}: corrupt or truncated ({member.compress_size} bytes in the file cannot hold the "
+                    f"{member.file_size} declared)"
+                )
+        size = os.fstat(self._file.fp.fileno()).st_size
+        declared = sum(member.file_size for member in self._members.values())
+        times, more = _PLAUSIBLE
+        if declared > times * size + more:
+            raise CheckpointError(
+                f"a file of {size} bytes that declares arrays of {declared}, expected weights, which hardly "
+                "compress; save them uncompressed if they are what you want"
+            )
+
     def _read_header(self, name: str, member: zipfile.ZipInfo) -> tuple[int, ...]:
         with self._file.open(member) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read is None:
-                raise CheckpointError(f"{name}: .npy version {version}, expected (1, 0) or (2, 0)")
-            shape, _, dtype = read(stream)
-            header = stream.tell()
+            start = io.BytesIO(stream.read(_HEADER))
+        version = np.lib.format.read_magic(start)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise CheckpointError(f"{name}: .npy version {version}, expected (1, 0) or (2, 0)")
+        shape, _, dtype = read(start)
         if dtype.hasobject:
             raise CheckpointError(
                 f"{name}: a pickled array (dtype object), expected float32; never unpickled here"
             )
         if dtype.newbyteorder("=") != np.float32:
             raise CheckpointError(f"{name}: expected dtype float32, found {dtype}")
-        stored, declared = member.file_size - header, dtype.itemsize * int(np.prod(shape, dtype=object))
+        if not all(size > 0 for size in shape):
+            raise CheckpointError(f"{name}: shape {shape}, expected positive sizes")
+        stored, declared = member.file_size - start.tell(), dtype.itemsize * math.prod(shape)
         if stored != declared:
             raise CheckpointError(f"{name}: {shape} float32 takes {declared} bytes, found {stored}")
-        return shape
+        return tuple(map(int, shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(layout(self.architecture))
@@ -97,13 +166,17 @@ def _errors_of(name: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{name}: corrupt or truncated ({error})") from error
+    except Exception as error:  # zipfile, zlib and NumPy's parser of headers raise some twenty kinds
+        reason = (
+            str(error) if isinstance(error, (zipfile.BadZipFile, zlib.error, ValueError)) else repr(error)
+        )
+        raise CheckpointError(f"{name}: corrupt or truncated ({reason})") from error
 
 
 def require_finite(name: str, array: np.ndarray) -> None:
     """Raise `CheckpointError` if any value is NaN or infinite."""
-    if not np.isfinite(array).all():
+    # Of an array that holds NaN, both are NaN; and neither needs memory.
+    if not (np.isfinite(np.min(array)) and np.isfinite(np.max(array))):
         count = int((~np.isfinite(array)).sum())
         raise CheckpointError(f"{name}: {count} of {array.size} values are NaN or infinite, expected none")
 
@@ -117,6 +190,23 @@ def existing(path: str | os.PathLike) -> Path:
 
 
 @contextmanager
+def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip. Raises `CheckpointError` if it is none."""
+    with _Limited(io.FileIO(path)) as stream:
+        start = stream.read(4)
+        if start[:2] != b"PK":
+            kind = "a single array (.npy)" if start == b"\x93NUM" else f"it starts with {start!r}"
+            raise CheckpointError(f"not a .npz (zip) file: {kind}")
+        try:
+            file = zipfile.ZipFile(stream)
+        except Exception as error:  # as in _errors_of
+            reason = str(error) or repr(error)
+            raise CheckpointError(f"truncated or corrupt zip ({reason}); download it again") from error
+        with file:
+            yield file
+
+
+@contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Archive]:
     """Open a `.npz` as a mapping that reads one array at a time. Raises as `read`, in the body too."""
     path = existing(path)
@@ -125,16 +215,7 @@ def opened(path: str | os.PathLike) -> Iterator[Archive]:
     try:
         if path.stat().st_size == 0:
             raise CheckpointError("an empty file, expected the arrays of a BiT; download it again")
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start[:2] != b"PK":
-            kind = "a single array (.npy)" if start == b"\x93NUM" else f"it starts with {start!r}"
-            raise CheckpointError(f"not a .npz (zip) file: {kind}")
-        try:
-            file = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OverflowError, ValueError) as error:
-            raise CheckpointError(f"truncated or corrupt zip ({error}); download it again") from error
-        with file:
+        with _zip(path) as file:
             yield Archive(file)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -179,9 +260,9 @@ def read_note(path: str | os.PathLike) -> dict:
         CheckpointError: there is one, and it is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as file:
+        with _zip(Path(path)) as file:
             comment = file.comment
-    except (OSError, zipfile.BadZipFile, OverflowError, ValueError):
+    except (OSError, CheckpointError):
         return {}  # `opened` says what is wrong with it
     if not comment.startswith(b'{"%s":' % NOTE.encode()):
         return {}

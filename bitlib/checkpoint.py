@@ -7,6 +7,7 @@ file, and the file's hash. `model.card` describes the model as it is now, with i
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -102,26 +103,33 @@ NOTED = ("resolution", "short_side", "antialias", "activation", "labels", "class
 """What `save` writes about a model beside its arrays: fields of its card, as JSON in the zip's comment."""
 
 
+def _is_text(value) -> bool:
+    """Whether a value is text without control characters, which would command a terminal."""
+    return isinstance(value, str) and not any(unicodedata.category(c) in ("Cc", "Cs") for c in value)
+
+
 def _noted(path: Path) -> dict:
     """The fields of the card that a file written by `save` carries; none for any other file."""
     fields = archive.read_note(path)
-    kinds = {"resolution": int, "antialias": bool, "trained_on": str}
-    wrong = [
-        name
-        for name, value in fields.items()
-        if name not in NOTED or not isinstance(value, kinds.get(name, object))
-    ]
-    side, names, labels = (fields.get(name) for name in ("short_side", "class_names", "labels"))
-    if (
-        wrong
-        or not 32 <= fields.get("resolution", 32) <= 10_000
-        or not (side is None or (isinstance(side, int) and fields.get("resolution", 32) <= side <= 10_000))
-        or fields.get("activation", "softmax") not in ("softmax", "sigmoid")
-        or not (labels is None or labels in zoo.CLASS_LISTS)
-        or not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)))
-    ):
-        raise CheckpointError(f"{path}: the note about the model in the zip's comment is damaged")
-    return fields | ({"class_names": tuple(names)} if names else {})
+
+    def pixels(value) -> bool:
+        return type(value) is int and 32 <= value <= 10_000
+
+    right = {
+        "resolution": pixels,
+        "short_side": lambda side: pixels(side) and side >= fields.get("resolution", 32),
+        "antialias": lambda value: isinstance(value, bool),
+        "activation": ("softmax", "sigmoid").__contains__,
+        "labels": lambda value: isinstance(value, str) and value in zoo.CLASS_LISTS,
+        "class_names": lambda names: isinstance(names, list) and names and all(map(_is_text, names)),
+        "trained_on": _is_text,
+    }
+    for name, value in fields.items():
+        if name not in right or not right[name](value):
+            raise CheckpointError(
+                f"{path}: the note about the model in the zip's comment is damaged ({name})"
+            )
+    return fields | ({"class_names": tuple(fields["class_names"])} if "class_names" in fields else {})
 
 
 def load(
@@ -177,7 +185,7 @@ def _checked_head(head) -> tuple[str | int | None, tuple[str, ...] | None]:
     """`head` as "keep", None or a number of classes, and the names of the classes if it gave any."""
     if head is None or head == "keep":
         return head, None
-    if isinstance(head, (list, tuple)) and head and all(isinstance(name, str) for name in head):
+    if isinstance(head, (list, tuple)) and head and all(map(_is_text, head)):
         return len(head), tuple(head)
     if isinstance(head, (bool, str, list, tuple)) or int(head) != head or head < 1:
         raise ValueError(

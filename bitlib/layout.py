@@ -21,7 +21,14 @@ _UNIT = re.compile(r"resnet/block(\d)/unit(\d\d)/")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; its message names the file, the array, what was found and expected."""
+    """A checkpoint cannot be used; its message names the file, the array, what was found and expected.
+
+    What a file says of itself may be hostile: control characters are shown escaped, long messages cut.
+    """
+
+    def __init__(self, message: str):
+        shown = message if len(message) <= 2000 else message[:2000] + "…"
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in shown))
 
 
 class Architecture(NamedTuple):
