@@ -317,7 +317,7 @@ def own_card(name: str, file: str = "") -> Card:
 class Table(list):
     """Cards, shown as a table: as Markdown on a page, as lines in a terminal."""
 
-    HEADER = ("name", "trained on", "classes", "pixels", "top-1 %", "parameters", "file", "hub handles")
+    HEADER = ("name", "trained on", "classes", "pixels", "top-1 %", "parameters", "file")
 
     def rows(self) -> list[tuple[str, ...]]:
         """What each row shows."""
@@ -327,8 +327,7 @@ class Table(list):
             size = "as in the file" if card.size is None else f"{card.size / 1e6:,.0f} MB"
             pixels = f"{card.short_side} → {card.resolution}" if card.short_side else str(card.resolution)
             classes = "per task" if card.num_classes is None else f"{card.num_classes:,}"
-            handles = ", ".join(card.handles.values())
-            return card.name, card.trained_on, classes, pixels, card.top1 or "", million, size, handles
+            return card.name, card.trained_on, classes, pixels, card.top1 or "", million, size
 
         return [row(card) for card in self]
 
@@ -337,7 +336,7 @@ class Table(list):
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def __str__(self) -> str:
-        rows = [self.HEADER[:-1], *(row[:-1] for row in self.rows())]
+        rows = [self.HEADER, *self.rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

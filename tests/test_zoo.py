@@ -185,14 +185,18 @@ class TestTable:
         assert zoo.table("nothing of the kind") == []
 
     def test_as_text_and_as_markdown(self):
-        told = str(zoo.table("M", "R152x4"))
-        assert "BiT-M-R152x4-ILSVRC2012" in told
-        assert "84.9–85.4" in told
-        assert "936.5 M" in told
-        assert "3,746 MB" in told
+        text = str(zoo.table("M", "R152x4"))
+        assert "BiT-M-R152x4-ILSVRC2012" in text
+        assert "84.9–85.4" in text
+        assert "936.5 M" in text
+        assert "3,746 MB" in text
         page = zoo.table("R50x1_224")._repr_markdown_()
         assert "`" not in page
-        assert "sayakpaul/distill_bit_r50x1_224_feature_extraction/1" in page
+        assert "| R50x1_224 | ImageNet-1k, distilled from R152x2 | 1,000 | 256 → 224 | 82.8 |" in page
+        assert (
+            zoo.card("R50x1_224").handles["features"]
+            == "sayakpaul/distill_bit_r50x1_224_feature_extraction/1"
+        )
 
     def test_what_only_the_file_tells(self):
         card = zoo.card("R152x2_T_pet128")
