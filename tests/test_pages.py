@@ -220,9 +220,9 @@ class TestFineTuning:
         tuned = checkpoint.load(tmp_path / "models" / "BiT-XS-R14x0.5" / "tuned.npz")
         assert tuned.num_classes == 3
 
-    def test_another_seed_and_other_shots(self, run):
-        page = run("04", seed=5, shots=2, mistakes=False, **QUICK)
-        assert "20 to learn from, 798 to test on" in page
+    def test_another_seed_and_other_shots(self, run, letters):
+        page = run("04", data_set=str(letters), seed=5, shots=2, draws=2, mistakes=False, **QUICK)
+        assert "6 to learn from, 18 to test on" in page
         assert "resumed: the weights of an unbroken run, bit for bit" in page
 
     def test_a_data_set_of_tfds_and_another_checkpoint(self, run, trees, wide_npz):
