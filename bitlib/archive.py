@@ -77,7 +77,7 @@ class Archive(Mapping):
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __contains__(self, name) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self.shapes  # Mapping's own would read the array to find out
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -131,11 +131,11 @@ def opened(path: str | os.PathLike) -> Iterator[Archive]:
             kind = "a single array (.npy)" if start == b"\x93NUM" else f"it starts with {start!r}"
             raise CheckpointError(f"not a .npz (zip) file: {kind}")
         try:
-            file = zipfile.ZipFile(path)
+            archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OverflowError, ValueError) as error:
             raise CheckpointError(f"truncated or corrupt zip ({error}); download it again") from error
-        with file:
-            yield Archive(file)
+        with archive:
+            yield Archive(archive)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -205,7 +205,7 @@ def write(path: str | os.PathLike, arrays: Mapping, note: Mapping | None = None)
     """
     path = Path(path)
     comment = json.dumps({NOTE: note}).encode() if note else b""
-    if len(comment) > zipfile.ZIP_MAX_COMMENT:
+    if note and len(comment) > zipfile.ZIP_MAX_COMMENT:
         comment = json.dumps({NOTE: {k: v for k, v in note.items() if k != "class_names"}}).encode()
     with replacing(path) as temporary:
         with temporary.open("wb") as file:

@@ -12,10 +12,17 @@ import struct
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitlib.zoo import Card
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from PIL.Image import Image
+
+    Picture = str | os.PathLike | bytes | Image | ArrayLike
 
 MAX_PIXELS = 100_000_000
 """Pictures larger than this, in pixels, are refused before they are decoded."""
@@ -24,7 +31,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
 """What `files` looks for in a folder, in any case."""
 
 
-def read(source) -> np.ndarray:
+def read(source: Picture) -> np.ndarray:
     """Read one picture, of any kind, as RGB.
 
     Args:
@@ -140,7 +147,9 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
 
 
-def prepare(source, resolution: int, short_side: int | None = None, antialias: bool = False) -> np.ndarray:
+def prepare(
+    source: Picture, resolution: int, short_side: int | None = None, antialias: bool = False
+) -> np.ndarray:
     """Read one picture and preprocess it as published.
 
     Args:
@@ -173,7 +182,7 @@ def prepare(source, resolution: int, short_side: int | None = None, antialias: b
     return (image / 127.5 - 1).astype(np.float32)
 
 
-def batch(sources: Iterable, card: Card, resolution: int | None = None) -> np.ndarray:
+def batch(sources: Iterable[Picture], card: Card, resolution: int | None = None) -> np.ndarray:
     """Read pictures into one batch, preprocessed as a model's card says.
 
     Args:

@@ -1,5 +1,8 @@
-"""The repository itself: its layers are drawn as they are checked, its make targets are listed."""
+"""The repository itself: its layers are drawn as they are checked, its make targets are listed, its public
+functions have types.
+"""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -30,3 +33,25 @@ def test_the_makefile_lists_its_targets():
     defined = re.findall(r"^([a-z]+):", text, re.M)
     assert listed == phony
     assert sorted(defined) == sorted(phony)
+
+
+def public_functions(body, prefix):
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node.body, f"{prefix}.{node.name}")
+        elif isinstance(node, ast.FunctionDef) and not re.match("_(?!_)", node.name):
+            yield f"{prefix}.{node.name}", node
+
+
+def test_public_functions_have_types_for_mypy_to_check():
+    bare = []
+    for path in (ROOT / "bitlib").glob("*.py"):
+        if path.stem in ("pages", "plots"):  # which only notebooks call
+            continue
+        for name, node in public_functions(ast.parse(path.read_text()).body, path.stem):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            arguments += [argument for argument in (node.args.vararg, node.args.kwarg) if argument]
+            untyped = [a.arg for a in arguments if not a.annotation and a.arg not in ("self", "cls")]
+            if untyped or not (node.returns or node.name.startswith("__")):
+                bare.append((name, untyped))
+    assert bare == []
