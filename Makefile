@@ -1,7 +1,7 @@
 # make run     set up, run every page, leave the executed pages in build/
 # make check   set up, lint, run the fast tests: before every commit
 # make test    set up, lint, run every test and every page: before every push
-# make lint    set up, check format, style and layers
+# make lint    set up, check format, style, layers and types
 # make lab     open the pages in JupyterLab
 # make html    write the stored pages as HTML to build/html
 # make pages   run the pages and store their outputs (after a change)
@@ -27,6 +27,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/mypy
 
 lab: .venv/installed
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_porting.ipynb

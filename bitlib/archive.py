@@ -83,6 +83,8 @@ class Archive(Mapping):
         """Raise `CheckpointError` unless the file can hold what its directory declares."""
         following = self._file.start_dir
         by_place = sorted(self._members.items(), key=lambda item: item[1].header_offset, reverse=True)
+        stream = self._file.fp
+        assert stream is not None  # it is open
         for name, member in by_place:
             if member.flag_bits & 0x2061:  # encrypted, in one of three ways, or a patch of another file
                 raise CheckpointError(f"{name}: encrypted, expected plain data")
@@ -92,8 +94,8 @@ class Archive(Mapping):
                     f"{name}: compression method {member.compress_type}, expected stored (0) or deflated (8)"
                 )
             with _errors_of(name):
-                self._file.fp.seek(member.header_offset)
-                name_length, extra_length = struct.unpack("<26x2H", self._file.fp.read(30))
+                stream.seek(member.header_offset)
+                name_length, extra_length = struct.unpack("<26x2H", stream.read(30))
                 end = member.header_offset + 30 + name_length + extra_length + member.compress_size
             if end > following:
                 raise CheckpointError(
@@ -107,7 +109,7 @@ class Archive(Mapping):
                     f"{name}: corrupt or truncated ({member.compress_size} bytes in the file cannot hold the "
                     f"{member.file_size} declared)"
                 )
-        size = os.fstat(self._file.fp.fileno()).st_size
+        size = os.fstat(stream.fileno()).st_size
         declared = sum(member.file_size for member in self._members.values())
         times, more = _PLAUSIBLE
         if declared > times * size + more:
@@ -146,7 +148,7 @@ class Archive(Mapping):
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __contains__(self, name) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self.shapes  # Mapping's own would read the array to find out
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -286,7 +288,7 @@ def write(path: str | os.PathLike, arrays: Mapping, note: Mapping | None = None)
     """
     path = Path(path)
     comment = json.dumps({NOTE: note}).encode() if note else b""
-    if len(comment) > zipfile.ZIP_MAX_COMMENT:
+    if note and len(comment) > zipfile.ZIP_MAX_COMMENT:
         comment = json.dumps({NOTE: {k: v for k, v in note.items() if k != "class_names"}}).encode()
     with replacing(path) as temporary:
         with temporary.open("wb") as file:

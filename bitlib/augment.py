@@ -7,14 +7,19 @@ was stopped go on as if it had not been.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
+from tensorflow import Tensor
 
 from bitlib.hyperrule import Plan
 from bitlib.inputs import check_dataset, check_examples
+
+if TYPE_CHECKING:
+    from bitlib.inputs import Examples
 
 CACHED_BYTES = 1 << 30
 """A dataset whose resized pictures fit into this memory is read once and cached; a larger one is read anew in
@@ -28,7 +33,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, rates: Sequence[float]):
         self.rates = np.asarray(rates, np.float32)
 
-    def __call__(self, step):
+    def __call__(self, step: Tensor | int) -> Tensor:
         """The rate of an optimizer step, a float32 scalar."""
         return ops.take(self.rates, ops.minimum(ops.cast(step, "int32"), len(self.rates) - 1))
 
@@ -42,7 +47,7 @@ def _resized(plan: Plan) -> int:
     return plan.resize if plan.random_crop else plan.crop
 
 
-def training_image(image, plan: Plan, seed):
+def training_image(image: Tensor, plan: Plan, seed: Tensor) -> Tensor:
     """Resize, cut out at random, mirror at random, as the plan says.
 
     Args:
@@ -63,12 +68,12 @@ def training_image(image, plan: Plan, seed):
     return image
 
 
-def evaluation_image(image, plan: Plan):
+def evaluation_image(image: Tensor, plan: Plan) -> Tensor:
     """Resize only: float `[H, W, 3]` or `[N, H, W, 3]` -> float32, `crop` high and wide."""
     return tf.image.resize(image, (plan.crop, plan.crop), "bilinear")
 
 
-def mixup(images, labels, alpha: float, seed):
+def mixup(images: Tensor, labels: Tensor, alpha: float, seed: Tensor) -> tuple[Tensor, Tensor]:
     """Blend every example of a batch with another one of it (arXiv 1710.09412, equation 1).
 
     Partners are drawn at random, the share λ from Beta(α, α), one for the whole batch as in the official
@@ -98,7 +103,7 @@ def mixup(images, labels, alpha: float, seed):
 
 
 def training_batches(
-    examples, plan: Plan, num_classes: int, seed: int = 0, start: int = 0
+    examples: Examples, plan: Plan, num_classes: int, seed: int = 0, start: int = 0
 ) -> tf.data.Dataset:
     """The batches of a training, step by step.
 
@@ -135,15 +140,17 @@ def training_batches(
             return image, tf.one_hot(label, num_classes)
 
     def mix(step, batch):
-        return mixup(*batch, plan.mixup_alpha, seeded(2, step))
+        images, labels = batch
+        return mixup(images, labels, plan.mixup_alpha, seeded(2, step))
 
     position = start * plan.batch_size
     if isinstance(examples, tf.data.Dataset):
         check_dataset(examples, num_classes)
         cached = _cached(examples, plan)
     else:
-        cached = tuple(np.asarray(part) for part in examples)
-        check_examples(*cached, num_classes)
+        images, labels = (np.asarray(part) for part in examples)
+        check_examples(images, labels, num_classes)
+        cached = images, labels
     shuffled = _stream(examples, position, seeded) if cached is None else _drawn(*cached, position, seeded)
     return (
         shuffled.enumerate(position)
@@ -197,7 +204,8 @@ def _cached(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarr
     def resize(image, label):
         return tf.image.resize(tf.cast(image, tf.float32), (size, size), "bilinear"), label
 
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     for image, label in examples.map(resize, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator():
         if len(images) == most:
             return None
@@ -206,7 +214,9 @@ def _cached(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarr
     return np.stack(images), np.stack(labels)
 
 
-def evaluation_batches(examples, plan: Plan, num_classes: int, batch_size: int = 64) -> tf.data.Dataset:
+def evaluation_batches(
+    examples: Examples, plan: Plan, num_classes: int, batch_size: int = 64
+) -> tf.data.Dataset:
     """Every example once, in order, resized only; the last batch holds what is left.
 
     Args, Raises: as `training_batches`.

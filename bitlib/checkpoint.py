@@ -24,6 +24,8 @@ from bitlib.layout import HEAD, ROOT, Architecture, CheckpointError, check, infe
 from bitlib.store import fetch, fetch_file, prefetch
 
 if TYPE_CHECKING:
+    import keras
+
     from bitlib.model import BiT
 
 __all__ = [  # the names of the rooms below that are called from here
@@ -79,12 +81,12 @@ def resolve(source: str | os.PathLike) -> Path:
     return find(source).path
 
 
-def array_name(variable) -> str:
+def array_name(variable: keras.Variable) -> str:
     """The name in a `.npz` of a variable of a `bitlib.model.BiT`: its path, under `resnet`."""
     return "resnet/" + variable.path.partition("/")[2]
 
 
-def assign(model, arrays: Mapping[str, np.ndarray]) -> None:
+def assign(model: BiT, arrays: Mapping[str, np.ndarray]) -> None:
     """Set every weight of a model from arrays of the same names, or none at all.
 
     Raises:
@@ -133,7 +135,9 @@ def _noted(path: Path) -> dict:
 
 
 def load(
-    source: str | os.PathLike | Source, head: str | int | Sequence[str] | None = "keep", dtype=None
+    source: str | os.PathLike | Source,
+    head: str | int | Sequence[str] | None = "keep",
+    dtype: str | keras.DTypePolicy | None = None,
 ) -> BiT:
     """Load a checkpoint into a new Keras model.
 
@@ -170,8 +174,8 @@ def load(
                     f"{HEAD[1]}: {num_classes} classes, the file names {len(card.class_names)}"
                 )
         else:
-            num_classes = head
-            card = replace(card, num_classes=head, labels=None, class_names=class_names, top1=None)
+            num_classes = head if isinstance(head, int) else None
+            card = replace(card, num_classes=num_classes, labels=None, class_names=class_names, top1=None)
         model = BiT(units, width, num_classes, kernel_initializer="zeros", dtype=dtype)
         for variable in model.variables:
             name = array_name(variable)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -40,6 +41,10 @@ __all__ = [
     "glyph_pictures", "glyphs_by_class", "labelled", "photographs", "pipeline", "render_glyph", "tfds",
 ]  # fmt: skip
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+    from numpy.typing import ArrayLike
+
 _LARGE = 12_000_000  # values of a picture that `pipeline` resizes before it lets the next be decoded
 
 
@@ -59,7 +64,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     levels = np.round(scans.images * (255 / 16)).astype(np.uint8)
     pictures = np.zeros((len(levels), GLYPH_SIZE, GLYPH_SIZE), np.uint8)
     for picture, level in zip(pictures, levels, strict=True):
-        picture[8:56, 8:56] = Image.fromarray(level).resize((48, 48), Image.Resampling.BILINEAR)
+        picture[8:56, 8:56] = np.asarray(Image.fromarray(level).resize((48, 48), Image.Resampling.BILINEAR))
     return pictures, scans.target
 
 
@@ -164,7 +169,7 @@ def tfds(
     except tensorflow_datasets.core.DatasetNotFoundError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"name: no data set {name!r} in TensorFlow Datasets ({reason})") from error
-    keys = builder.info.supervised_keys or ()
+    keys: tuple = builder.info.supervised_keys or ()
     features = builder.info.features
     kinds = (tensorflow_datasets.features.Image, tensorflow_datasets.features.ClassLabel)
     if len(keys) != 2 or not all(
@@ -204,7 +209,9 @@ def labelled(
     return tfds(name, data_dir=data_dir)
 
 
-def draw(labels, shots: int, num_test: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def draw(
+    labels: ArrayLike, shots: int, num_test: int | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw a few examples of each class to learn from, and others to test on.
 
     Examples are shuffled; the first `num_test` are set aside, and of the others the first `shots` of each
@@ -241,7 +248,9 @@ def draw(labels, shots: int, num_test: int | None = None, seed: int = 0) -> tupl
     return train, test
 
 
-def pipeline(pictures: Sequence, labels, size: int | None = None, seed: int | None = None):
+def pipeline(
+    pictures: Sequence, labels: ArrayLike, size: int | None = None, seed: int | None = None
+) -> tf.data.Dataset:
     """A labelled set as `tf.data`, decoded in parallel as it is read.
 
     Args:

@@ -16,8 +16,8 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bitlib.digests import sha256 as sha256
 from bitlib.digests import verify as verify
@@ -242,7 +242,7 @@ def _given_up(url: str, error: Exception, path: Path) -> str:
 
 def _checked(path: Path, url: str, metadata: _Metadata) -> str:
     """The SHA-256 of what came, if it is what the server says it has, and what it is called."""
-    digests: dict[str, Callable] = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
+    digests: dict[str, Any] = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     if metadata.crc32c and not metadata.md5:
         import google_crc32c
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,11 +11,22 @@ from bitlib import progress
 from bitlib.datasets import draw
 from bitlib.inputs import check_range
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from sklearn.linear_model import LogisticRegression
+
+    from bitlib.model import BiT
+
 STAGES = ("root", "block1", "block2", "block3", "block4", "features")
 
 
 def extract(
-    model, images, stage: str = "features", pool: bool = True, batch_size: int = 32, verbose: int = 0
+    model: BiT,
+    images: np.ndarray | Iterable,
+    stage: str = "features",
+    pool: bool = True,
+    batch_size: int = 32,
+    verbose: int = 0,
 ) -> np.ndarray:
     """What a network makes of images, before its head.
 
@@ -45,7 +57,7 @@ def extract(
         raise ValueError(f"batch_size: expected at least 1, received {batch_size}")
     compute = _traced(model, stage, pool and stage != "features")
     results = []
-    total = len(images) if hasattr(images, "__len__") else None
+    total = len(images) if isinstance(images, Sized) else None
     with progress.bar(total, "image", shown=bool(verbose)) as bar:
         for batch in _batches(images, batch_size):
             check_range(batch)
@@ -98,7 +110,7 @@ def _batches(images, batch_size: int) -> Iterator[np.ndarray]:
         yield np.stack(collected)
 
 
-def linear_probe(features, labels, regularization: float = 1.0):
+def linear_probe(features: ArrayLike, labels: ArrayLike, regularization: float = 1.0) -> LogisticRegression:
     """Fit a logistic regression on features, the simplest way to use them.
 
     Args:
@@ -117,7 +129,9 @@ def linear_probe(features, labels, regularization: float = 1.0):
         return LogisticRegression(C=regularization, max_iter=5000).fit(features, labels)
 
 
-def few_shot(features, labels, shots: int, draws: int = 5, num_test: int = 800, seed: int = 0) -> np.ndarray:
+def few_shot(
+    features: ArrayLike, labels: ArrayLike, shots: int, draws: int = 5, num_test: int = 800, seed: int = 0
+) -> np.ndarray:
     """Accuracy of linear probes that saw only a few examples of each class.
 
     For each draw (`bitlib.datasets.draw`) a probe is fitted on `shots` examples of each class, and scored
@@ -144,7 +158,7 @@ def few_shot(features, labels, shots: int, draws: int = 5, num_test: int = 800, 
     return np.array(scores)
 
 
-def nearest(features, queries, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def nearest(features: np.ndarray, queries: np.ndarray, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """The most similar of a set of vectors, by cosine.
 
     Args:
@@ -168,7 +182,7 @@ def nearest(features, queries, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
     return indices, 1 - distances
 
 
-def shrink(images, size: int = 8) -> np.ndarray:
+def shrink(images: np.ndarray, size: int = 8) -> np.ndarray:
     """Raw pixels as vectors, to compare features with: grey pictures of a few pixels each.
 
     Args:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -17,6 +18,9 @@ from bitlib.hyperrule import Plan
 from bitlib.model import BiT
 from bitlib.resume import STATE as STATE
 from bitlib.resume import History, Saved
+
+if TYPE_CHECKING:
+    from bitlib.inputs import Examples
 
 FREEZABLE = ("root", "block1", "block2", "block3", "block4", "backbone")
 """What `freeze` takes: everything up to and including that stage; `backbone` is all but the head."""
@@ -30,9 +34,9 @@ second one) and tested on the rest of that half."""
 
 def fit(
     model: BiT,
-    train,
+    train: Examples,
     plan: Plan,
-    validation=None,
+    validation: Examples | None = None,
     seed: int = 0,
     verbose: int = 1,
     *,
@@ -98,12 +102,12 @@ def fit(
     history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
 
     def batches(start):
-        own = augment.training_batches(train, plan, model.num_classes, seed, start)
+        own = augment.training_batches(train, plan, _num_classes(model), seed, start)
         return loop.shared(own, plan.batch_size, strategy)
 
     validate = None
     if validation is not None:
-        examples = augment.evaluation_batches(validation, plan, model.num_classes)
+        examples = augment.evaluation_batches(validation, plan, _num_classes(model))
         forward = _forward(model, plan)
         validate = lambda: _evaluate(forward, examples)  # noqa: E731
     loop.Loop(
@@ -128,7 +132,7 @@ def fit(
     return history
 
 
-def evaluate(model: BiT, examples, plan: Plan, batch_size: int = 64) -> tuple[float, float]:
+def evaluate(model: BiT, examples: Examples, plan: Plan, batch_size: int = 64) -> tuple[float, float]:
     """Accuracy in [0, 1] and mean cross-entropy in nats, of every example once; resized to `plan.crop`.
 
     Args:
@@ -141,11 +145,11 @@ def evaluate(model: BiT, examples, plan: Plan, batch_size: int = 64) -> tuple[fl
         ValueError: `examples` are of other shapes, dtypes or ranges, or there are none.
     """
     return _evaluate(
-        _forward(model, plan), augment.evaluation_batches(examples, plan, model.num_classes, batch_size)
+        _forward(model, plan), augment.evaluation_batches(examples, plan, _num_classes(model), batch_size)
     )
 
 
-def predict(model: BiT, images, plan: Plan, batch_size: int = 64) -> np.ndarray:
+def predict(model: BiT, images: np.ndarray | tf.data.Dataset, plan: Plan, batch_size: int = 64) -> np.ndarray:
     """What a tuned model says of images, resized to `plan.crop`.
 
     Args:
@@ -163,7 +167,7 @@ def predict(model: BiT, images, plan: Plan, batch_size: int = 64) -> np.ndarray:
     """
     if not isinstance(images, tf.data.Dataset):
         images = images, np.zeros(len(images), np.int64)
-    batches = augment.evaluation_batches(images, plan, model.num_classes, batch_size)
+    batches = augment.evaluation_batches(images, plan, _num_classes(model), batch_size)
     forward = _forward(model, plan)
     return np.concatenate([forward(batch) for batch, _ in batches])
 
@@ -171,8 +175,7 @@ def predict(model: BiT, images, plan: Plan, batch_size: int = 64) -> np.ndarray:
 def _check(model, plan, freeze, accumulate, save_every, validate_every) -> None:
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
-    if model.head is None:
-        raise ValueError("model: has no head to train; load it with head=<number of classes>")
+    _num_classes(model)
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected what bitlib.hyperrule.plan returns, received {type(plan).__name__}")
     if plan.crop < 32:
@@ -186,6 +189,12 @@ def _check(model, plan, freeze, accumulate, save_every, validate_every) -> None:
         raise ValueError(
             f"accumulate: expected 1 to the batch size, {plan.batch_size}, received {accumulate!r}"
         )
+
+
+def _num_classes(model: BiT) -> int:
+    if model.num_classes is None:
+        raise ValueError("model: has no head; load it with head=<number of classes>")
+    return model.num_classes
 
 
 def _trainable(model: BiT, freeze: str | None) -> list:
@@ -205,7 +214,9 @@ def _trainable(model: BiT, freeze: str | None) -> list:
 class MomentumSGD(keras.optimizers.SGD):
     """Keras' own, its update in one pass over memory instead of ten."""
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
+    ) -> tf.Operation | None:
         """velocity = momentum · velocity - rate · gradient; variable += velocity."""
         velocity = self.momentums[self._get_variable_index(variable)].value
         if not hasattr(velocity, "handle") or not hasattr(variable, "handle"):

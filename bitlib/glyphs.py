@@ -8,10 +8,15 @@ import functools
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitlib.labels import names
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    from numpy.typing import ArrayLike
 
 GLYPH_SIZE = 64
 """Height and width of a rendered glyph, in pixels."""
@@ -134,10 +139,10 @@ def glyph_classes() -> list[str]:
 def glyphs_by_class() -> tuple[list[np.ndarray], np.ndarray, list[str]]:
     """Glyph-1k in all fonts that have its characters, black on white, as a labelled set of 1000 classes."""
     pictures, labels = glyph_pictures(glyph_classes(), (*TRAINING_FONTS, *UNSEEN_STYLES, *UNSEEN_TYPEFACES))
-    return list(pictures), labels, names("glyph1k")
+    return list(pictures), labels, list(names("glyph1k"))
 
 
-def augment_glyphs(masks, seed):
+def augment_glyphs(masks: ArrayLike, seed: ArrayLike) -> tf.Tensor:
     """Turn glyph masks into pictures: warped, thickened or thinned, blurred, coloured, noisy.
 
     Handwriting is what a font is not: slanted, uneven, of any thickness, scanned at any resolution.

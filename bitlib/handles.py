@@ -59,7 +59,7 @@ def module(handle: str) -> Module:
         if family == "m" and path[2:] == ["ilsvrc2012_classification"]:
             name += "-ILSVRC2012"
         return Module(name, "logits" if path[2:] else "features", (0, 1))
-    model, size, kind = re.fullmatch(r"(\w+x\d)_(\d+)_(\w+)", path[0]).groups()
+    model, size, kind = re.split(r"_(\d+)_", path[0])
     output = "features" if kind == "feature_extraction" else "logits"
     return Module(f"{_DISTILLATION[model]}_{size}", output, (-1, 1))
 

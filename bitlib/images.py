@@ -14,10 +14,17 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitlib.zoo import Card
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from PIL.Image import Image
+
+    Picture = str | os.PathLike | bytes | Image | ArrayLike
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 """What is opened, whatever the file is called: what cameras, scanners and browsers write, each decoded inside
@@ -60,7 +67,7 @@ _ROOM = _Room()
 _DOOR = threading.Lock()  # held while waiting for room too: a large picture has its turn
 
 
-def read(source) -> np.ndarray:
+def read(source: Picture) -> np.ndarray:
     """Read one picture, of any kind, as RGB.
 
     Args:
@@ -268,7 +275,9 @@ def _rgb(levels: np.ndarray, name: str) -> np.ndarray:
     return (levels * 255).round().astype(np.uint8)
 
 
-def prepare(source, resolution: int, short_side: int | None = None, antialias: bool = False) -> np.ndarray:
+def prepare(
+    source: Picture, resolution: int, short_side: int | None = None, antialias: bool = False
+) -> np.ndarray:
     """Read one picture and preprocess it as published.
 
     Args:
@@ -307,7 +316,7 @@ def prepare(source, resolution: int, short_side: int | None = None, antialias: b
     return (image / 127.5 - 1).astype(np.float32)
 
 
-def batch(sources: Iterable, card: Card, resolution: int | None = None) -> np.ndarray:
+def batch(sources: Iterable[Picture], card: Card, resolution: int | None = None) -> np.ndarray:
     """Read pictures into one batch, preprocessed as a model's card says.
 
     Args:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+    from numpy.typing import ArrayLike
 
-def check_range(images) -> None:
+    Examples = tuple[ArrayLike, ArrayLike] | tf.data.Dataset
+
+
+def check_range(images: ArrayLike) -> None:
     """Catch images that are not in [-1, 1], which a network would take without a word.
 
     Args:
@@ -67,7 +74,7 @@ def check_examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> 
     check_range(images)
 
 
-def check_dataset(examples, num_classes: int) -> None:
+def check_dataset(examples: tf.data.Dataset, num_classes: int) -> None:
     """Check a `tf.data.Dataset` by what it says of itself and by its first example.
 
     Raises:

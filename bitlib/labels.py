@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitlib.paths import bundled
 from bitlib.store import fetch_file
 from bitlib.zoo import CLASS_LISTS, Card
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 @functools.cache
@@ -58,7 +62,7 @@ def of_card(card: Card, num_classes: int) -> tuple[tuple[str, ...], str]:
     return names_or_numbers(card.labels, num_classes)
 
 
-def probabilities(logits, activation: str = "softmax") -> np.ndarray:
+def probabilities(logits: ArrayLike, activation: str = "softmax") -> np.ndarray:
     """Turn logits into probabilities.
 
     Args:
@@ -77,7 +81,7 @@ def probabilities(logits, activation: str = "softmax") -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def top_k(probabilities, class_names: Sequence[str], k: int = 5) -> list[list[tuple[str, float]]]:
+def top_k(probabilities: ArrayLike, class_names: Sequence[str], k: int = 5) -> list[list[tuple[str, float]]]:
     """The k likeliest classes of each row, best first, ties in the order of the classes.
 
     Args:

@@ -34,7 +34,7 @@ class CheckpointError(ValueError):
 class Architecture(NamedTuple):
     """What the arrays of a checkpoint say of its network; the arguments of `bitlib.model.BiT`."""
 
-    units: tuple[int, int, int, int]
+    units: tuple[int, ...]
     width: float
     num_classes: int | None
 

@@ -8,6 +8,7 @@ model that does not train.
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,13 @@ class Loop:
     save_every: int | None = None
 
     def run(
-        self, history: History, saved: Saved, guard: Guard | None, chief: bool, verbose, tensorboard
+        self,
+        history: History,
+        saved: Saved,
+        guard: Guard | None,
+        chief: bool,
+        verbose: int,
+        tensorboard: str | os.PathLike | None,
     ) -> None:
         """Train from where the history ends. Raises: as `bitlib.finetune.fit`."""
         start = len(history.loss)
@@ -76,7 +83,7 @@ class Loop:
             )
 
 
-def strategy_of(model) -> tf.distribute.Strategy:
+def strategy_of(model: keras.Model) -> tf.distribute.Strategy:
     """The strategy that a model was made in, or the one whose scope we are in."""
     owner = getattr(model.variables[0].value, "distribute_strategy", None)
     current = tf.distribute.get_strategy()
@@ -85,7 +92,7 @@ def strategy_of(model) -> tf.distribute.Strategy:
     return owner or current
 
 
-def is_chief(strategy) -> bool:
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes files: the only one, or the first of several."""
     resolver = strategy.cluster_resolver
     if resolver is None or resolver.task_type in (None, "", "chief"):
@@ -94,7 +101,7 @@ def is_chief(strategy) -> bool:
     return resolver.task_type == "worker" and resolver.task_id == 0 and not chief_apart
 
 
-def shared(batches: tf.data.Dataset, batch_size: int, strategy):
+def shared(batches: tf.data.Dataset, batch_size: int, strategy: tf.distribute.Strategy) -> Iterable:
     """The batches, each shared by the replicas. MixUp blends across shares, so every machine makes
     whole batches and takes its own part: the same batches, however many there are."""
     if strategy.num_replicas_in_sync == 1:
@@ -110,8 +117,12 @@ def shared(batches: tf.data.Dataset, batch_size: int, strategy):
 
 
 def train_step(
-    loss_of: Callable, optimizer: keras.optimizers.Optimizer, variables, strategy, accumulate: int = 1
-):
+    loss_of: Callable,
+    optimizer: keras.optimizers.Optimizer,
+    variables: Sequence[keras.Variable],
+    strategy: tf.distribute.Strategy,
+    accumulate: int = 1,
+) -> Callable:
     """A function from one batch, as `shared` gives it, to its loss; it updates the variables.
 
     Args:
@@ -167,12 +178,12 @@ class Guard:
     everything. Steps of rate 0, as a warm-up begins with, do not count.
     """
 
-    def __init__(self, variables: Sequence):
+    def __init__(self, variables: Sequence[keras.Variable]):
         self.variables, self.updates = variables, 0
         self.before = self._fingerprints()
 
     def _fingerprints(self) -> list[int]:
-        return [zlib.crc32(np.ascontiguousarray(variable.numpy())) for variable in self.variables]
+        return [zlib.crc32(np.ascontiguousarray(variable.numpy()).data) for variable in self.variables]
 
     def after(self, rate: float) -> Guard | None:
         """Call after each step; returns the guard while it is needed."""
@@ -197,7 +208,7 @@ class Guard:
 
 def _diverged(loss: float, step: int, rate: float, saved: Saved) -> FloatingPointError:
     where = "its weights are of no use; name a folder in checkpoints to have the last good ones saved"
-    if last := saved.restore():
+    if saved.file and (last := saved.restore()):
         where = f"the model holds the weights after step {len(last.loss)} again, saved in {saved.file.parent}"
     return FloatingPointError(
         f"loss: {loss} at step {step}, learning rate {rate:g}: {where}. Try a smaller base_lr, a longer "
@@ -208,7 +219,7 @@ def _diverged(loss: float, step: int, rate: float, saved: Saved) -> FloatingPoin
 class TensorBoard:
     """Scalars for TensorBoard; does nothing where no folder is named."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike | None):
         self.writer = None if folder is None else tf.summary.create_file_writer(str(folder))
         if self.writer:
             try:

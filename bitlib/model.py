@@ -11,16 +11,21 @@ This module knows Keras and nothing of files. How the two operations are compute
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 from keras import ops
+from tensorflow import Tensor
 
 from bitlib.inputs import check_range
 from bitlib.layout import UNITS
 from bitlib.ops import NUM_GROUPS, PLAIN
 from bitlib.ops import group_norm_relu as group_norm_relu
 from bitlib.ops import standardize as standardize
+
+if TYPE_CHECKING:
+    from bitlib.zoo import Card
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -33,15 +38,15 @@ class StandardizedConv2D(keras.layers.Conv2D):
 
     operations = PLAIN
 
-    def __init__(self, filters: int, kernel_size, strides=1, **kwargs):
+    def __init__(self, filters: int, kernel_size: int | tuple, strides: int | tuple = 1, **kwargs: Any):
         kwargs |= {"use_bias": False, "padding": "same" if strides in (1, (1, 1)) else "valid"}
         super().__init__(filters, kernel_size, strides, **kwargs)
 
-    def add_weight(self, *args, **kwargs):
+    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
         # The standardisation needs float32 under every dtype policy: float16 loses variances of 1e-8.
         return super().add_weight(*args, **kwargs, autocast=False)
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         kernel = self.operations.standardize(tf.convert_to_tensor(kernel))
         height, width = (size // 2 for size in self.kernel_size)
         if self.padding == "valid" and (height or width):
@@ -55,12 +60,12 @@ class GroupNorm(keras.layers.Layer):
 
     operations = PLAIN
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         channels = input_shape[-1]
         self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma", autocast=False)
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         """Normalise and rectify `[N, H, W, C]`; statistics are float32 under every dtype policy."""
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         shape = tf.shape(x)
@@ -82,7 +87,7 @@ class Unit(keras.layers.Layer):
         strides: int = 1,
         project: bool = False,
         kernel_initializer: str = "glorot_uniform",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.filters, self.strides, self.project = filters, strides, project
@@ -99,12 +104,12 @@ class Unit(keras.layers.Layer):
         self.norm_c, self.conv_c = norm(), convolution(4 * filters, 1)
         self.projection = convolution(4 * filters, 1, strides) if project else None
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         narrow = (*input_shape[:-1], self.filters)
         with keras.name_scope("a"):
             self.norm_a.build(input_shape)
             self.conv_a.build(input_shape)
-            if self.project:
+            if self.projection:
                 with keras.name_scope("proj"):
                     self.projection.build(input_shape)
         with keras.name_scope("b"):
@@ -114,15 +119,15 @@ class Unit(keras.layers.Layer):
             self.norm_c.build(narrow)
             self.conv_c.build(narrow)
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         residual = self.norm_a(x)
-        shortcut = self.projection(residual) if self.project else x
+        shortcut = self.projection(residual) if self.projection else x
         residual = self.conv_a(residual)
         residual = self.conv_b(self.norm_b(residual))
         residual = self.conv_c(self.norm_c(residual))
         return shortcut + residual
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = {"filters": self.filters, "strides": self.strides, "project": self.project}
         return super().get_config() | config
 
@@ -154,7 +159,7 @@ class BiT(keras.Model):
         num_classes: int | None = 1000,
         name: str = "resnet",
         kernel_initializer: str = "glorot_uniform",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
         if len(units) != 4 or not all(isinstance(n, int) and n > 0 for n in units):
@@ -167,7 +172,9 @@ class BiT(keras.Model):
         self.units, self.width, self.num_classes = tuple(units), width, num_classes
         # Set by bitlib.checkpoint and bitlib.finetune: where the weights are from, what the model is now, and
         # whether it was trained since it was loaded.
-        self.source, self.card, self.tuned = None, None, False
+        self.source: Any = None
+        self.card: Card | None = None
+        self.tuned = False
 
         own = {"dtype": self.dtype_policy, "kernel_initializer": kernel_initializer}
         self.root = StandardizedConv2D(filters, 7, 2, name="standardized_conv2d", **own)
@@ -204,7 +211,7 @@ class BiT(keras.Model):
         """Channels of the pooled features: 2048 times the width."""
         return int(2048 * self.width)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         if self.built:
             return
         with keras.name_scope("root_block"):
@@ -219,9 +226,8 @@ class BiT(keras.Model):
         if self.head is not None:
             with keras.name_scope("head"):
                 self.head.build((None, None, None, channels))
-        self.built = True
 
-    def stages(self, images) -> dict:
+    def stages(self, images: Tensor) -> dict[str, Tensor]:
         """Every intermediate result, by name.
 
         Returns:
@@ -232,21 +238,21 @@ class BiT(keras.Model):
         check_range(images)
         return self._forward(images)
 
-    def __call__(self, images, *args, **kwargs):
+    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         check_range(images)  # here, because Keras wraps errors raised in `call` in a page of its own
         return super().__call__(images, *args, **kwargs)
 
-    def apply_root(self, images):
+    def apply_root(self, images: Tensor) -> Tensor:
         """The 7×7 convolution and the 3×3 pool: `[N, H, W, 3]` -> `[N, H/4, W/4, 64w]`."""
         x = self.root(images)
         # The pool pads with zeros, not with minus infinity: where all inputs are negative the border is 0.
         return ops.max_pool(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
 
-    def pool(self, x):
+    def pool(self, x: Tensor) -> Tensor:
         """GroupNorm, ReLU and the average over height and width: -> float32 `[N, 1, 1, 2048w]`."""
         return ops.mean(ops.cast(self.norm(x), "float32"), axis=(1, 2), keepdims=True)
 
-    def _forward(self, images) -> dict:
+    def _forward(self, images: Tensor) -> dict[str, Tensor]:
         x = self.apply_root(images)
         stages = {"root": x}
         for index, block in enumerate(self.blocks, start=1):
@@ -259,10 +265,10 @@ class BiT(keras.Model):
             stages["logits"] = ops.squeeze(self.head(pooled), axis=(1, 2))
         return stages
 
-    def call(self, images, training=False):
+    def call(self, images: Tensor, training: bool = False) -> Tensor:
         stages = self._forward(images)
         return stages.get("logits", stages["features"])
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = {"units": self.units, "width": self.width, "num_classes": self.num_classes}
         return super().get_config() | config

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitlib import zoo
+
+if TYPE_CHECKING:
+    from bitlib.model import BiT
 
 _MARK = "`folder` is the one that this file lies in."
 
@@ -40,15 +44,15 @@ Keras 3, for inference:
 """
 
 
-def text(model, input_range: tuple[float, float], frozen: bool, compiled: bool) -> str:
+def text(model: BiT, input_range: tuple[float, float], frozen: bool, compiled: bool) -> str:
     """The card of a `bitlib.model.BiT` that is exported for inputs in `input_range`, as Markdown."""
     card, source = model.card, model.source
-    known = source is not None and source.card.name in zoo.names()
+    published = card if source is not None and source.card.name in zoo.names() else None
     weights = "made here, not loaded from a file"
     if source:
         digest = f", SHA-256 `{source.sha256}`" if source.path.is_file() else ""
-        published = f", published at {card.url}" if known and card.url else ""
-        weights = f"`{source.path.name}`{digest}{published}"
+        address = f", published at {published.url}" if published and published.url else ""
+        weights = f"`{source.path.name}`{digest}{address}"
     if model.tuned:
         weights += ", fine-tuned since"
     output = "features" if model.head is None else "logits"
@@ -58,7 +62,7 @@ def text(model, input_range: tuple[float, float], frozen: bool, compiled: bool) 
         what=(
             f"A BiT-ResNet of {'-'.join(map(str, model.units))} units and width {model.width:g}, "
             f"{model.count_params():,} parameters"
-            + (f", trained on {card.trained_on}" if known else "")
+            + (f", trained on {published.trained_on}" if published else "")
             + ("; for inference only, its weights are constants" if frozen else "")
             + ("; XLA compiles parts of it at the first call with each shape of images" if compiled else "")
             + "."
@@ -69,10 +73,10 @@ def text(model, input_range: tuple[float, float], frozen: bool, compiled: bool) 
         size=model.num_features if model.head is None else model.num_classes,
         meaning=_meaning(card) if card and output == "logits" else "",
         preprocessing=_preprocessing(card)
-        if known or model.tuned
+        if card and (published or model.tuned)
         else "that of the images it was trained on.",
-        licence=f"{card.licence}." if known else "that of its weights.",
-        citation=card.citation if known else zoo.BIT_CITATION,
+        licence=f"{published.licence}." if published else "that of its weights.",
+        citation=published.citation if published else zoo.BIT_CITATION,
         hub="" if frozen else ", to train it further with `trainable=True`",
         trainable="" if frozen else ", trainable=True",
     )

@@ -283,10 +283,10 @@ def predictions(
             )
         ax.set(xlim=(0, 1), ylim=(k - 0.5, -0.5), xticks=[], yticks=[])
         ax.spines[["top", "right", "bottom"]].set_visible(False)
-    best = [
+    answers = [
         f"{title}: {shorten(found[0][0])} {found[0][1]:.0%}" for title, found in zip(titles, top, strict=True)
     ]
-    fig.alt = f"{len(best)} pictures with bars of their likeliest classes. " + "; ".join(best) + "."
+    fig.alt = f"{len(answers)} pictures with bars of their likeliest classes. " + "; ".join(answers) + "."
     return fig
 
 
@@ -342,8 +342,8 @@ def near_misses(
         lines = [f"{share:.0%} {shorten(name, 60)}" for name, share in best]
         text = "\n".join(part for line in lines for part in textwrap.wrap(line, 25, subsequent_indent="   "))
         axes[2 * row + 1, column].text(0.02, 1, text, va="top", fontsize=8)
-    best = [f"{shorten(row[0][0])} {row[0][1]:.0%}" for row in rows]
-    fig.alt = "A picture of each class with what it is most often taken for: " + "; ".join(best) + "."
+    answers = [f"{shorten(row[0][0])} {row[0][1]:.0%}" for row in rows]
+    fig.alt = "A picture of each class with what it is most often taken for: " + "; ".join(answers) + "."
     return fig
 
 

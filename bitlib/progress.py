@@ -48,5 +48,5 @@ def bar(total: int | None, unit: str, initial: int = 0, shown: bool = True, **kw
 def _in_kernel() -> bool:
     """Whether this runs in a Jupyter kernel, in Colab's as in any other."""
     ipython = sys.modules.get("IPython")
-    shell = ipython and ipython.get_ipython()
-    return bool(shell) and "IPKernelApp" in shell.config
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in shell.config

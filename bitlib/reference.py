@@ -6,24 +6,29 @@ It shares no code with `bitlib.model`. It follows the published arrays name by n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import keras
+    from numpy.typing import ArrayLike
 
-def standardize(kernel):
+
+def standardize(kernel: np.ndarray) -> np.ndarray:
     """Zero mean and unit variance for each output channel of an HWIO kernel."""
     kernel = np.asarray(kernel, np.float64)
     mean = kernel.mean(axis=(0, 1, 2))
     return (kernel - mean) / np.sqrt(kernel.var(axis=(0, 1, 2)) + 1e-10)
 
 
-def pad(x, by):
+def pad(x: np.ndarray, by: int) -> np.ndarray:
     """Surround `[N, H, W, C]` with zeros."""
     return np.pad(x, ((0, 0), (by, by), (by, by), (0, 0)))
 
 
-def windows(x, size, stride):
+def windows(x: np.ndarray, size: int, stride: int) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """For each place in a size×size window, the `[N, H', W', C]` of pixels that fall on it."""
     height, width = (n - size + 1 for n in x.shape[1:3])
     for i in range(size):
@@ -31,14 +36,14 @@ def windows(x, size, stride):
             yield (i, j), x[:, i : i + height : stride, j : j + width : stride]
 
 
-def convolve(x, kernel, stride=1):
+def convolve(x: np.ndarray, kernel: np.ndarray, stride: int = 1) -> np.ndarray:
     """A convolution with a standardised kernel, padded on both sides by half its size."""
     size = len(kernel)
     kernel = standardize(kernel)
     return sum(pixels @ kernel[place] for place, pixels in windows(pad(x, size // 2), size, stride))
 
 
-def group_norm_relu(x, gamma, beta, groups=32):
+def group_norm_relu(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, groups: int = 32) -> np.ndarray:
     """Normalise each image over 32 groups of channels, scale and shift each channel, rectify."""
     grouped = x.reshape(*x.shape[:3], groups, -1)
     mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
@@ -47,7 +52,7 @@ def group_norm_relu(x, gamma, beta, groups=32):
     return np.maximum(normal * gamma + beta, 0)
 
 
-def unit(x, arrays, prefix, stride):
+def unit(x: np.ndarray, arrays: Mapping[str, np.ndarray], prefix: str, stride: int) -> np.ndarray:
     """A pre-activation bottleneck; the first of a block projects its shortcut."""
 
     def norm(x, name):
@@ -65,31 +70,31 @@ def unit(x, arrays, prefix, stride):
     return shortcut + convolve(norm(residual, "c"), kernel("c"))
 
 
-def root(arrays, images):
+def root(arrays: Mapping[str, np.ndarray], images: ArrayLike) -> np.ndarray:
     """The 7×7 convolution and the pool, which has zeros, not minus infinity, at the border."""
     x = convolve(np.asarray(images, np.float64), arrays["resnet/root_block/standardized_conv2d/kernel"], 2)
     return np.max([pixels for _, pixels in windows(pad(x, 1), 3, 2)], axis=0)
 
 
-def units(arrays) -> list[tuple[str, int]]:
+def units(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, int]]:
     """The units in their order: the path of each, and its stride."""
     paths = sorted({name.partition("/a/")[0] for name in arrays if "/a/" in name})
     return [(path, 1 if "block1" in path or "unit01" not in path else 2) for path in paths]
 
 
-def pool(arrays, x):
+def pool(arrays: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     """The last GroupNorm and ReLU, averaged over height and width."""
     gamma, beta = (arrays[f"resnet/group_norm/{p}"] for p in ("gamma", "beta"))
     return group_norm_relu(x, gamma, beta).mean(axis=(1, 2))
 
 
-def apply_head(arrays, features):
+def apply_head(arrays: Mapping[str, np.ndarray], features: np.ndarray) -> np.ndarray:
     """The classifier: a 1×1 convolution on a 1×1 map, which is a matrix product."""
     kernel = np.asarray(arrays["resnet/head/conv2d/kernel"], np.float64)
     return features @ kernel[0, 0] + arrays["resnet/head/conv2d/bias"]
 
 
-def forward(arrays: Mapping[str, np.ndarray], images, head: bool = True) -> np.ndarray:
+def forward(arrays: Mapping[str, np.ndarray], images: ArrayLike, head: bool = True) -> np.ndarray:
     """Run a BiT of any depth and width.
 
     Args:
@@ -107,7 +112,9 @@ def forward(arrays: Mapping[str, np.ndarray], images, head: bool = True) -> np.n
     return apply_head(arrays, features) if head else features
 
 
-def disagreement(model, arrays: Mapping[str, np.ndarray], size: int = 64, seed: int = 0) -> float:
+def disagreement(
+    model: keras.Model, arrays: Mapping[str, np.ndarray], size: int = 64, seed: int = 0
+) -> float:
     """How far a Keras model is from this reference, part by part, on one random image.
 
     Root, units, pool and head each get what the reference has computed up to there. So a wrong part

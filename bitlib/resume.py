@@ -7,11 +7,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitlib import checkpoint
 from bitlib.writing import replacing
+
+if TYPE_CHECKING:
+    import keras
+
+    from bitlib.model import BiT
 
 STATE = "training.npz"
 """The file of a checkpoint folder: weights, momenta, step, history, and what run they belong to."""
@@ -49,12 +55,18 @@ class Saved:
     """
 
     file: Path | None
-    model: object
-    optimizer: object
+    model: BiT
+    optimizer: keras.optimizers.Optimizer
     run: Mapping
 
     @classmethod
-    def in_folder(cls, folder: str | os.PathLike | None, model, optimizer, run: Mapping) -> Saved:
+    def in_folder(
+        cls,
+        folder: str | os.PathLike | None,
+        model: BiT,
+        optimizer: keras.optimizers.Optimizer,
+        run: Mapping,
+    ) -> Saved:
         """The state in a folder, which is made; None for a training that is not saved."""
         if folder is None:
             return cls(None, model, optimizer, run)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -32,7 +32,9 @@ class _Reusable(tf.Module):
     """The object that `tf.saved_model.save` writes; the names below are the interface's."""
 
     # tf.Module derives these from its attributes; the interface wants exactly the model's own.
-    variables = trainable_variables = regularization_losses = None
+    variables: Any = None
+    trainable_variables: Any = None
+    regularization_losses: Any = None
 
 
 def export(
@@ -264,11 +266,12 @@ def _targets(source) -> list[_Target]:
 
 
 def _port(target: _Target, directory: Path, freeze: bool, jit_compile: bool) -> Ported:
-    model, difference = _checked(checkpoint.find(target.source), target.head)
+    source = checkpoint.find(target.source)
+    model, difference = _checked(source, target.head)
     folder = export(model, directory / target.folder, target.input_range, freeze, jit_compile)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     output = "features" if model.head is None else "logits"
-    return Ported(model.card.name, folder, output, size, difference)
+    return Ported(source.card.name, folder, output, size, difference)
 
 
 def _checked(source: Source, head) -> tuple[BiT, float]:

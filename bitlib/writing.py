@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import itertools
 import os
 import re
 import shutil
@@ -80,6 +79,7 @@ def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] = ev
         _flush_one(path.parent)
     finally:
         lock.release()
+        attempt += 1
         _settle(path, scratch)
 
 
@@ -160,7 +160,8 @@ def _flush_one(path: Path) -> None:
 
 def _scratch_beside(path: Path) -> tuple[Path, FileLock]:
     """A new hidden folder beside `path`, and the lock in it that says that its writer lives."""
-    for attempt in itertools.count():
+    attempt = 0
+    while True:
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
         lock = FileLock(scratch / _LOCK)
         try:
@@ -173,6 +174,7 @@ def _scratch_beside(path: Path) -> tuple[Path, FileLock]:
         if (lock.is_locked or attempt > 1) and (scratch / _LOCK).exists():
             return scratch, lock
         lock.release()
+        attempt += 1
         _remove(scratch)
 
 

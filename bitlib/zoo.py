@@ -142,7 +142,7 @@ class Card:
     def parameters(self) -> int | None:
         """Weights, the head's among them; None where only the file tells."""
         shapes = self._shapes()
-        return shapes and sum(map(math.prod, shapes.values()))
+        return sum(map(math.prod, shapes.values())) if shapes else None
 
     @property
     def size(self) -> int | None:
@@ -150,7 +150,7 @@ class Card:
         if self.name == BUNDLED:
             return bundled(self.file).stat().st_size
         shapes = self._shapes()
-        return shapes and npz_size(shapes, zip64_headers=self.file.startswith("distill/"))
+        return npz_size(shapes, zip64_headers=self.file.startswith("distill/")) if shapes else None
 
     @property
     def handles(self) -> dict[str, str]:

@@ -324,6 +324,8 @@ class TestFailures:
     def test_models_without_a_head_or_of_another_kind(self, small_npz, examples):
         with pytest.raises(ValueError, match="^model: has no head"):
             finetune.fit(bitlib.load(small_npz, head=None), examples, a_plan())
+        with pytest.raises(ValueError, match="^model: has no head"):
+            finetune.evaluate(bitlib.load(small_npz, head=None), examples, a_plan())
         with pytest.raises(TypeError, match="^model: expected a bitlib.model.BiT, received Sequential"):
             finetune.fit(keras.Sequential(), examples, a_plan())
         with pytest.raises(TypeError, match="^plan: expected what bitlib.hyperrule.plan returns"):

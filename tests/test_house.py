@@ -1,10 +1,16 @@
-"""The repository itself: its layers are drawn as they are checked, its make targets are listed."""
+"""The repository itself: layers, make targets, types, and the files that greet people who join."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
 
 import grimp
+import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
+
+import bitlib
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,6 +21,23 @@ def test_the_picture_of_the_layers_is_the_contract_that_the_lint_checks():
     picture = re.search(r"```text\n(pages .*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
     drawn = [re.split(r"\s{2,}", line)[0].split(" · ") for line in picture.splitlines()]
     assert drawn == [layer.split(" | ") for layer in contract["layers"]]
+
+
+def test_places_that_the_guide_points_to_exist():
+    rows = re.findall(
+        r"^\| .*\? \| `(\w+\.py)`(?:: `(?:\w+\.)?(\w+)`)? \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M
+    )
+    assert len(rows) >= 5
+    for file, function in rows:
+        source = (ROOT / "bitlib" / file).read_text()
+        assert not function or f"def {function}(" in source, (file, function)
+
+
+def test_the_readme_lists_every_module():
+    listed = re.findall(r"\[`(\w+)`\]\(bitlib/(\w+)\.py\)", (ROOT / "README.md").read_text())
+    assert all(name == file for name, file in listed)
+    modules = {path.stem for path in (ROOT / "bitlib").glob("*.py")} - {"__init__"}
+    assert sorted(name for name, _ in listed) == sorted(modules)
 
 
 def test_the_package_is_imported_as_a_whole_by_the_plan_alone():
@@ -30,3 +53,66 @@ def test_the_makefile_lists_its_targets():
     defined = re.findall(r"^([a-z]+):", text, re.M)
     assert listed == phony
     assert sorted(defined) == sorted(phony)
+
+
+def public_functions(body, prefix):
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node.body, f"{prefix}.{node.name}")
+        elif isinstance(node, ast.FunctionDef) and not re.match("_(?!_)", node.name):
+            yield f"{prefix}.{node.name}", node
+
+
+def test_public_functions_have_types_for_mypy_to_check():
+    bare = []
+    for path in (ROOT / "bitlib").glob("*.py"):
+        if path.stem in ("pages", "plots"):  # which only notebooks call
+            continue
+        for name, node in public_functions(ast.parse(path.read_text()).body, path.stem):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            arguments += [argument for argument in (node.args.vararg, node.args.kwarg) if argument]
+            untyped = [a.arg for a in arguments if not a.annotation and a.arg not in ("self", "cls")]
+            if untyped or not (node.returns or node.name.startswith("__")):
+                bare.append((name, untyped))
+    assert bare == []
+
+
+def test_github_runs_make_on_every_python_that_the_package_supports():
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    matrix = job["strategy"]["matrix"]
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    assert set(matrix["target"]) <= set(targets)
+    python = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"])
+    assert matrix["python"] == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in python]
+
+
+def test_a_commit_is_checked_by_the_tools_of_make_lint():
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = {re.search(r"exec (ruff \w+|[\w-]+)", hook["entry"])[1] for hook in repo["hooks"]}
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert hooks == set(re.findall(r"\$\(BIN\)/(ruff \w+|[\w-]+)", lint))
+
+
+def test_the_citation_names_this_version_and_both_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == bitlib.__version__
+    assert citation["authors"] == [{"name": "The bitlib contributors"}]
+    for reference, arxiv in zip(citation["references"], ("1912.11370", "2106.05237"), strict=True):
+        assert reference["url"].endswith(arxiv)
+        assert reference["title"] in bitlib.zoo.BIT_CITATION + bitlib.zoo.DISTILLED_CITATION
+
+
+def test_the_changelog_has_this_version_and_a_place_for_the_next():
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert versions[:2] == ["Unreleased", bitlib.__version__]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
+)
+def test_issue_forms_ask_something_and_require_an_answer(path):
+    form = yaml.safe_load(path.read_text())
+    assert form["name"]
+    assert form["description"]
+    assert all(field["attributes"]["label"] for field in form["body"])
+    assert any(field.get("validations", {}).get("required") for field in form["body"])

@@ -161,6 +161,7 @@ def wheel(tmp_path_factory):
 
 def test_installing_the_wheel_alone_brings_its_core_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
+        assert "bitlib/py.typed" in archive.namelist()
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = archive.read(name).decode()
     required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.M)
