@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -79,7 +80,6 @@ def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] = ev
         _flush_one(path.parent)
     finally:
         lock.release()
-        attempt += 1
         _settle(path, scratch)
 
 
