@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def readable(files: Sequence, most: int) -> dict[str, np.ndarray]:
     return found
 
 
-def source(*objects):
+def source(*objects: Any) -> Any:
     """The real source of functions or classes, highlighted, as a page's output."""
     from IPython.display import Markdown
 

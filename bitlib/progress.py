@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ class _OnPage(tqdm):
             self._output.update(drawn)
 
 
-def bar(total: int | None, unit: str, initial: int = 0, shown: bool = True, **kwargs) -> tqdm:
+def bar(total: int | None, unit: str, initial: int = 0, shown: bool = True, **kwargs: Any) -> tqdm:
     """A progress bar: a context manager with `update` and `set_postfix`.
 
     Args:
