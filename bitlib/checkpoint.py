@@ -21,6 +21,7 @@ from bitlib.archive import Archive as Archive
 from bitlib.archive import opened, read, shapes
 from bitlib.digests import sha256
 from bitlib.layout import HEAD, ROOT, Architecture, CheckpointError, check, infer, layout
+from bitlib.paths import expanded, is_file
 from bitlib.store import fetch, fetch_file, prefetch
 
 if TYPE_CHECKING:
@@ -64,13 +65,13 @@ def find(source: str | os.PathLike | Source) -> Source:
 
     Raises:
         FileNotFoundError: it reads like a path (it ends in `.npz` or is a `Path`) and is not there.
-        ValueError: no published BiT has that name.
+        ValueError: no published BiT has that name, or no file can have it.
         ConnectionError, OSError: as `fetch`.
     """
     if isinstance(source, Source):
         return source
-    if isinstance(source, os.PathLike) or str(source).endswith(".npz") or Path(source).is_file():
-        path = archive.existing(Path(source).expanduser())
+    if isinstance(source, os.PathLike) or str(source).endswith(".npz") or is_file(source):
+        path = archive.existing(expanded(source, "source"))
         return Source(replace(zoo.card_of(path), **_noted(path)), path)
     card = zoo.card(source)
     return Source(card, *store.of_card(card))

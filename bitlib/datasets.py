@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitlib import images
-from bitlib.download import offline
 from bitlib.glyphs import (  # the old address of some of these
     GLYPH_SIZE,
     TRAINING_FONTS,
@@ -34,6 +33,7 @@ from bitlib.glyphs import (  # the old address of some of these
     glyphs_by_class,
     render_glyph,
 )
+from bitlib.settings import offline
 
 __all__ = [
     "GLYPH_SIZE", "TRAINING_FONTS", "UNSEEN_STYLES", "UNSEEN_TYPEFACES", "augment_glyphs", "digits",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from pathlib import Path
 
 from bitlib.writing import replacing
@@ -23,13 +24,26 @@ def note_of(path: Path) -> Path:
 def write_note(path: Path, digest: str) -> None:
     """Note the SHA-256 of a file beside it."""
     with replacing(note_of(path)) as temporary:
-        temporary.write_text(f"{digest}  {path.name}\n")
+        temporary.write_text(f"{digest}  {path.name}\n", "utf-8")
 
 
 def noted(path: Path) -> str | None:
-    """The SHA-256 that is noted beside a file; None where there is no note."""
+    """The SHA-256 that is noted beside a file; None where there is no note.
+
+    Raises:
+        ConnectionError: there is a note, of something else.
+    """
     note = note_of(path)
-    return note.read_text().split()[0] if note.is_file() else None
+    if not note.is_file():
+        return None
+    with note.open("rb") as file:
+        start = re.match(rb"\s*([0-9A-Fa-f]{64})(?![0-9A-Fa-f])", file.read(200))
+    if not start:
+        raise ConnectionError(
+            f"{note}: expected the SHA-256 of {path.name}, 64 hexadecimal digits, found something else; "
+            "delete it to trust the file as it is, or delete both to download it again"
+        )
+    return start[1].decode().lower()
 
 
 def verify(path: Path) -> str:
@@ -39,7 +53,7 @@ def verify(path: Path) -> str:
         the SHA-256, in hexadecimal.
 
     Raises:
-        ConnectionError: the file is not what was downloaded.
+        ConnectionError: the file is not what was downloaded, or the note is damaged.
     """
     found, expected = sha256(path), noted(path)
     if expected is None:

@@ -1,52 +1,47 @@
 """From a published address to a file that is whole, or to an error that says what to do.
 
-pooch gives the file its temporary name and its place; what a bucket of 4 GB files needs besides is here:
-a broken download goes on where it broke, lengths and hashes are compared with what the server says, a
-hotel's log-in page is not taken for weights, and the SHA-256 of what came is noted.
+What a bucket of 4 GB files needs besides a plain download: a broken one goes on where it broke, in a later
+process too, and ends in any case; what comes is compared with what the server says it has.
 """
 
 from __future__ import annotations
 
-import base64
 import errno
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
-import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from urllib.parse import urljoin
 
+from bitlib import contents, partial
 from bitlib.digests import sha256 as sha256
 from bitlib.digests import verify as verify
 from bitlib.digests import write_note
+from bitlib.responses import Broken, Identity, require_file, shown
+from bitlib.settings import offline as offline
+from bitlib.settings import timeout
 
 ATTEMPTS = 5
-"""Tries in a row that get nothing, before a download is given up; one that gets something starts anew."""
+"""Tries in a row that bring no byte that had not come before, after which a download is given up."""
+
+MOST_ATTEMPTS = 100
+"""Tries in all, after which it is given up even if each brought something."""
+
+SLOWEST = 1000
+"""Bytes a second that a try has to bring, on average over three times the timeout, or it counts as broken."""
 
 PAUSE = 1.0
 """Seconds before the second try; each further one waits twice as long."""
 
-TIMEOUT = 20.0
-"""Seconds that a server may be silent; `BITLIB_TIMEOUT` overrides it."""
-
+_REDIRECTIONS = 10
 _CHUNK = 1 << 20
-_RETRIED = (408, 429, 500, 502, 503, 504)
-
-
-class _Broken(Exception):
-    """A try that may succeed when it is made again."""
-
-    def __init__(self, reason: str, pause: float = 0):
-        super().__init__(reason)
-        self.pause = pause
-
-
-def offline() -> bool:
-    """Whether `BITLIB_OFFLINE` forbids the network."""
-    return os.environ.get("BITLIB_OFFLINE", "") not in ("", "0")
 
 
 def download(url: str, path: Path) -> Path:
@@ -54,32 +49,33 @@ def download(url: str, path: Path) -> Path:
 
     Args:
         url: http or https.
-        path: where to; its folders are made. A `.sha256` is written beside it.
+        path: where to; its folders are made. A `.sha256` is written beside it. Until it is whole it grows as
+            `.<name>.partial`, which stays when the download is killed or given up, for the next to go on.
 
     Returns:
         `path`.
 
     Raises:
-        ConnectionError: it cannot be had, or what came is not it. The message says what to do. Nothing is
-            left behind.
+        ConnectionError: it cannot be had, or what came is not it. The message says what to do. It is
+            raised after at most `MOST_ATTEMPTS` tries, none slower than `SLOWEST`.
         OSError: it cannot be written there: read-only, disk full. Nothing is left behind.
+        ValueError: `BITLIB_TIMEOUT` makes no sense.
     """
-    import pooch
     from filelock import FileLock
 
-    pooch.get_logger().setLevel(logging.WARNING)  # at INFO it would propose to note the hash, which we do
-    # Locks lie apart: a cache holds nothing but what is whole.
-    locks = Path(tempfile.gettempdir(), f"bitlib-locks-{getattr(os, 'getuid', lambda: 0)()}")
-    locks.mkdir(exist_ok=True)
-    lock = locks / f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]}.lock"
+    silence = timeout()
     try:
-        with FileLock(lock):
+        # Locks lie apart: a cache holds nothing else that can be seen but what is whole.
+        locks = Path(tempfile.gettempdir(), f"bitlib-locks-{getattr(os, 'getuid', lambda: 0)()}")
+        locks.mkdir(exist_ok=True)
+        name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]
+        with FileLock(locks / f"{name}.lock"):
             if path.is_file():
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
-            downloader = _Downloader(path)
-            pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
-            write_note(path, downloader.sha256)
+            partial.sweep(path.parent)
+            with partial.claimed(path) as part:
+                _Downloader(url, path, part, silence).run()
     except OSError as error:
         if isinstance(error, ConnectionError):
             raise
@@ -88,192 +84,206 @@ def download(url: str, path: Path) -> Path:
 
 
 class _Downloader:
-    """A downloader for pooch: called with an address and a temporary file, it fills the file."""
+    """One download: `part` grows to what the server has, is checked, and becomes `path`."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.sha256 = ""
+    def __init__(self, url: str, path: Path, part: Path, silence: float):
+        self.url, self.path, self.part, self.silence = url, path, part, silence
+        self.identity: Identity | None = None  # of the file that the part is of
+        self.leftover = False  # whether an earlier download began the part
+        self.received = self.reached = 0  # bytes in all; the furthest of the present try
 
-    def __call__(self, url: str, output: str, _pooch=None) -> None:
-        import requests
+    def run(self) -> None:
+        try:
+            self._take_up()
+            digest = self._fetch()
+            with self.part.open("r+b") as file:
+                os.fsync(file.fileno())
+            write_note(self.path, digest)
+            partial.note_of(self.part).unlink(missing_ok=True)
+            self.part.replace(self.path)
+        except BaseException as error:
+            of_the_disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+            if of_the_disk or not self._can_be_continued():
+                partial.discard(self.part)
+            raise
+
+    def _take_up(self) -> None:
+        """Go on with what an earlier download left, if it says of which file, and that file is wanted."""
+        size, note = self.part.stat().st_size, partial.read_note(self.part)
+        self.identity = Identity.noted(note)
+        length = self.identity and self.identity.length
+        if self._can_be_continued() and note.get("url") == self.url and size <= (length or size):
+            self.leftover = True
+            if size == length:  # the last byte again, so that the server says whether it still is that file
+                os.truncate(self.part, size - 1)
+        else:
+            self._start_anew()
+
+    def _can_be_continued(self) -> bool:
+        return bool(self.identity and self.identity.recognisable() and self.part.stat().st_size)
+
+    def _start_anew(self) -> None:
+        os.truncate(self.part, 0)
+        partial.note_of(self.part).unlink(missing_ok=True)
+        self.identity, self.leftover = None, False
+
+    def _fetch(self) -> str:
+        """Try until the part is the file. Returns: its SHA-256. Raises: ConnectionError, OSError."""
         from tqdm import tqdm
-        from urllib3.exceptions import HTTPError
 
-        timeout = float(os.environ.get("BITLIB_TIMEOUT") or TIMEOUT)
-        failures, metadata = 0, _Metadata()
-        with (
-            requests.Session() as session,
-            open(output, "wb") as file,
-            tqdm(desc=self.path.name, unit="B", unit_scale=True, leave=False) as progress,
-        ):
+        attempts = failures = furthest = 0
+        with tqdm(desc=self.path.name, unit="B", unit_scale=True, leave=False) as progress:
             while True:
-                before = file.tell()
+                attempts += 1
+                self.reached = 0
                 try:
-                    self._try(session, url, file, metadata, timeout, progress)
-                    break
-                except (_Broken, requests.RequestException, HTTPError) as error:
-                    failures = 1 if file.tell() > before else failures + 1
-                    if failures >= ATTEMPTS:
-                        raise ConnectionError(_given_up(url, error, self.path)) from error
-                    time.sleep(max(PAUSE * 2 ** (failures - 1), getattr(error, "pause", 0)))
-        self.sha256 = _checked(Path(output), url, metadata)
+                    with self.part.open("r+b") as file:
+                        self._watched(lambda file=file: self._try(file, progress))
+                    return self._checked()
+                except Broken as error:
+                    failures = 1 if self.reached > furthest else failures + 1
+                    furthest = max(furthest, self.reached)
+                    if failures >= ATTEMPTS or attempts >= MOST_ATTEMPTS:
+                        raise ConnectionError(self._given_up(error, attempts)) from error
+                    time.sleep(max(PAUSE * 2 ** (failures - 1), error.pause))
 
-    def _try(self, session, url, file, metadata, timeout, progress) -> None:
+    def _watched(self, work: Callable[[], None]) -> None:
+        """Do the work in a thread, and leave it alone when it is too slow: some of what a server can do makes
+        the libraries below wait without an end. It cannot do harm then, since its file is closed.
+        """
+        future: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="bitlib-download", daemon=True).start()
+        seconds = 3 * self.silence
+        while True:
+            before = self.received
+            try:
+                return future.result(seconds)
+            except NotYet:
+                if future.done():
+                    return future.result()
+                if self.received - before < SLOWEST * seconds:
+                    raise Broken(f"less than {SLOWEST:,} bytes a second for {seconds:.0f} seconds") from None
+
+    def _try(self, file, progress) -> None:
         """Get the whole, or what is missing of it."""
-        position = file.tell()
+        position = file.seek(0, os.SEEK_END)
         # As it is stored: lengths and hashes are those of the file, not of a compressed form of it.
         headers = {"Accept-Encoding": "identity"}
         if position:
-            headers |= {"Range": f"bytes={position}-"} | (
-                {"If-Range": metadata.etag} if metadata.etag else {}
-            )
-        with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
-            _refuse(response, url, self.path)
-            if response.status_code == 206 and not metadata.continues(response, position):
-                raise _restart(file, progress, "the server went on elsewhere")
-            if response.status_code != 206:
-                _rewind(file, progress)
-                metadata.read(response)
-            if metadata.length:
-                _require_space(self.path, metadata.length)
-                progress.total = metadata.length
-            # As it arrives: a read of a fixed size would lose what came before the connection broke.
-            while chunk := response.raw.read1(_CHUNK):
-                file.write(chunk)
-                progress.update(len(chunk))
-        if metadata.length is not None and file.tell() < metadata.length:
-            raise _Broken(f"the connection broke after {file.tell():,} of {metadata.length:,} bytes")
-        if metadata.length is not None and file.tell() > metadata.length:
-            raise _restart(file, progress, f"more than the {metadata.length:,} bytes announced")
+            headers |= {"Range": f"bytes={position}-"}
+            headers |= {"If-Range": self.identity.etag} if self.identity.etag else {}
+        with _response(self.url, headers, self.silence) as response:
+            if response.status_code == 416:
+                raise self._restart(file, "the server cannot go on where the download broke")
+            require_file(response, self.url, self._by_hand(), asked_for_part=position > 0)
+            if response.status_code == 200:
+                position = file.seek(0)
+                file.truncate()  # raises an error if this try has been left alone
+                self.leftover, self.identity = False, Identity.of(response.headers)
+                partial.write_note(self.part, {"url": self.url} | self.identity.fields())
+            elif not self.identity.continued_by(response.headers, position, surely=self.leftover):
+                raise self._restart(file, "the server went on elsewhere")
+            self._receive(response, file, position, progress)
 
+    def _receive(self, response, file, position: int, progress) -> None:
+        length, largest = self.identity.length, contents.largest(self.path.name)
+        if (length or 0) > largest:
+            raise ConnectionError(self._too_large(f"{length:,}", largest))
+        _require_space(self.path, (length or position) - position)
+        progress.total, progress.n = length, position
+        while True:
+            with _network():  # as it arrives: a read of a fixed size would lose what came before a break
+                chunk = response.raw.read1(_CHUNK)
+            if not chunk:
+                break
+            file.write(chunk)
+            position += len(chunk)
+            self.received += len(chunk)
+            self.reached = position
+            progress.update(len(chunk))
+            if position > (length or largest):
+                raise self._restart(file, f"more than the {length or largest:,} bytes expected")
+        if length is not None and position < length:
+            raise Broken(f"the connection broke after {position:,} of {length:,} bytes")
 
-class _Metadata:
-    """What a server says about a file in the headers of its first response."""
-
-    length: int | None = None
-    etag: str | None = None
-    md5: str | None = None
-    crc32c: str | None = None
-
-    def read(self, response) -> None:
-        """Take the headers of a complete response."""
-        headers = response.headers
-        self.length = _number(headers.get("Content-Length"))
-        stored = _number(headers.get("x-goog-stored-content-length"))
-        if stored is not None and self.length is not None and stored != self.length:
-            raise _Broken(f"the server announces {self.length:,} bytes of a file of {stored:,}")
-        self.length = self.length if stored is None else stored
-        etag = headers.get("ETag", "")
-        self.etag = etag if etag.startswith('"') else None  # a weak one is of no use for a range
-        hashes = dict(
-            part.strip().split("=", 1) for part in headers.get("x-goog-hash", "").split(",") if "=" in part
-        )
-        self.md5, self.crc32c = hashes.get("md5"), hashes.get("crc32c")
-
-    def continues(self, response, position: int) -> bool:
-        """Whether a partial response goes on at that position of the same file."""
-        range_header = response.headers.get("Content-Range", "")
-        start, total = range_header.removeprefix("bytes ").partition("-")[0], range_header.rpartition("/")[2]
-        same = self.length is None or _number(total) in (None, self.length)
-        etag = response.headers.get("ETag")
-        return _number(start) == position and same and (not (etag and self.etag) or etag == self.etag)
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.strip().isdigit() else None
-
-
-def _rewind(file, progress) -> None:
-    file.seek(0)
-    file.truncate()
-    progress.reset()
-
-
-def _restart(file, progress, reason: str) -> _Broken:
-    _rewind(file, progress)
-    return _Broken(reason)
-
-
-def _refuse(response, url: str, path: Path) -> None:
-    """Raise an error if the response is not the file."""
-    status = response.status_code
-    if status in _RETRIED:
-        pause = min(_number(response.headers.get("Retry-After")) or 0, 60)
-        raise _Broken(f"the server answers {status} {response.reason}", pause)
-    if status == 416:
-        raise _Broken("the server cannot go on where the download broke")
-    page = response.headers.get("Content-Type", "").lower().startswith("text/html")
-    if status == 511 or (status < 300 and page):
-        raise _web_page(url)
-    reasons = {
-        401: "access is refused",
-        403: "access is refused",
-        404: "not there",
-        410: "not there any more",
-    }
-    if status >= 300:
-        reason = reasons.get(status, "an unexpected response")
-        raise ConnectionError(
-            f"{url}: {reason} ({status} {response.reason}); see that the address, BITLIB_MIRROR if it is "
-            f"set, is right and open to you. Or {_by_hand(path)}"
-        )
-
-
-def _web_page(url: str) -> ConnectionError:
-    return ConnectionError(
-        f"{url}: a web page came instead of the file, as public Wi-Fi sends before one has logged in; open "
-        "any page in a browser, log in, and try again"
-    )
-
-
-def _by_hand(path: Path) -> str:
-    return (
-        f"put the file at {path} from elsewhere, or name a folder that holds it in BITLIB_MIRROR "
-        "(bitlib.checkpoint.prefetch fills one)"
-    )
-
-
-def _given_up(url: str, error: Exception, path: Path) -> str:
-    return (
-        f"{url}: cannot be downloaded ({error}), tried {ATTEMPTS} times; see whether this machine has a "
-        f"network and try again later. Or {_by_hand(path)}"
-    )
-
-
-def _checked(path: Path, url: str, metadata: _Metadata) -> str:
-    """The SHA-256 of what came, if it is what the server says it has, and what it is called."""
-    digests: dict[str, Any] = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
-    if metadata.crc32c and not metadata.md5:
-        import google_crc32c
-
-        digests["crc32c"] = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        start = file.read(512)
+    def _restart(self, file, reason: str) -> Broken:
         file.seek(0)
-        while chunk := file.read(_CHUNK):
-            for digest in digests.values():
-                digest.update(chunk)
-    again = "It was deleted; try again, and if it stays so, from another network"
-    if start.lstrip()[:1] == b"<":
-        raise _web_page(url)
-    for name in ("md5", "crc32c"):
-        expected = getattr(metadata, name)
-        if expected and name in digests:
-            found = base64.b64encode(digests[name].digest()).decode()
-            if found != expected:
-                raise ConnectionError(
-                    f"{url}: damaged on the way ({name.upper()} {found}, the server has {expected}). {again}"
-                )
-    if url.endswith(".npz"):
+        file.truncate()
+        self.leftover = False
+        return Broken(reason)
+
+    def _checked(self) -> str:
         try:
-            with zipfile.ZipFile(path) as archive:
-                # Where the server sent no hash, the archive's own checksums must do.
-                damaged = None if metadata.md5 or metadata.crc32c else archive.testzip()
-        except (zipfile.BadZipFile, ValueError, OverflowError, EOFError) as error:
-            raise ConnectionError(f"{url}: not a whole .npz ({error}). {again}") from error
-        if damaged:
-            raise ConnectionError(f"{url}: damaged on the way, in {damaged}. {again}")
-    return digests["sha256"].hexdigest()
+            return contents.checked(self.part, self.path.name, self.url, self.identity)
+        except ConnectionError as error:
+            began_earlier = self.leftover
+            self._start_anew()
+            if began_earlier:
+                raise Broken(str(error)) from error
+            raise
+
+    def _by_hand(self) -> str:
+        return (
+            f"put the file at {self.path} from elsewhere, or name a folder that holds it in BITLIB_MIRROR "
+            "(bitlib.checkpoint.prefetch fills one)"
+        )
+
+    def _too_large(self, length: str, largest: int) -> str:
+        return (
+            f"{self.url}: the server announces {length} bytes, the largest published file has less than "
+            f"{largest:,}. Or {self._by_hand()}"
+        )
+
+    def _given_up(self, error: Exception, attempts: int) -> str:
+        size = self.part.stat().st_size
+        later = f" (it goes on after {size:,} bytes)" if self._can_be_continued() else ""
+        return (
+            f"{self.url}: cannot be downloaded ({error}), tried {attempts} times (at most {MOST_ATTEMPTS}, "
+            f"and {ATTEMPTS} in a row that bring nothing new); see whether this machine has a network and "
+            f"try again later{later}. Or {self._by_hand()}"
+        )
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+    """Whatever goes wrong in the body is the network's fault, and may go right at the next try."""
+    try:
+        yield
+    except Broken:
+        raise
+    except Exception as error:
+        raise Broken(shown(error)) from error
+
+
+@contextmanager
+def _response(url: str, headers: dict[str, str], silence: float):
+    """The response to a request, its body yet to be read. Redirections are followed to the web only."""
+    import requests
+
+    with requests.Session() as session:
+        # requests would read the bodies of redirections, however long they are.
+        session.get_redirect_target = lambda response: None
+        for _ in range(_REDIRECTIONS):
+            with _network():
+                response = session.get(url, headers=headers, stream=True, timeout=silence)
+                if not response.is_redirect:
+                    break
+                response.close()
+                target = urljoin(url, response.headers["Location"])
+            if not target.startswith("https://" if url.startswith("https://") else ("http://", "https://")):
+                raise Broken(f"the server leads from {url} to {shown(target)}")
+            url = target
+        else:
+            raise Broken(f"more than {_REDIRECTIONS} redirections")
+        with response:
+            yield response
 
 
 def _require_space(path: Path, length: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bitlib import classlists
 from bitlib.paths import bundled
 from bitlib.store import fetch_file
 from bitlib.zoo import CLASS_LISTS, Card
@@ -28,13 +29,18 @@ def names(class_list: str) -> tuple[str, ...]:
 
     Raises:
         ValueError: there is no such list.
-        ConnectionError: the list is not bundled, not cached, and cannot be downloaded.
+        ConnectionError: the list is not bundled, not cached, and cannot be downloaded; or what is cached is
+            no such list.
     """
     if class_list not in CLASS_LISTS:
         raise ValueError(f"class_list: expected one of {', '.join(CLASS_LISTS)}, received {class_list!r}")
     file = CLASS_LISTS[class_list]
     path = bundled(file) if class_list == "glyph1k" else fetch_file(file)
-    return tuple(line.replace("_", " ") for line in path.read_text().splitlines())
+    try:
+        lines = classlists.parse(path.read_bytes(), file)
+    except ValueError as error:
+        raise ConnectionError(f"{path}: not a class list ({error}); delete it to get it again") from error
+    return tuple(line.replace("_", " ") for line in lines)
 
 
 def names_or_numbers(class_list: str | None, num_classes: int) -> tuple[tuple[str, ...], str]:

@@ -1,4 +1,4 @@
-"""Where files lie: those that ship with the package, and the cache of those it downloads."""
+"""Where files lie: those that ship with the package, the cache of those it downloads, and what users name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,29 @@ def bundled(file: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """`BITLIB_CACHE` if it is set, else the user's cache folder."""
+    """`BITLIB_CACHE` if it is set, else the user's cache folder. Raises: ValueError if it is nobody's."""
     folder = os.environ.get("BITLIB_CACHE")
     if folder:
-        return Path(folder).expanduser()
+        return expanded(folder, "BITLIB_CACHE")
     import pooch
 
     return Path(pooch.os_cache("bitlib"))
+
+
+def expanded(path: str | os.PathLike, name: str) -> Path:
+    """A path with its `~` replaced. Raises: ValueError, which begins with `name`, if it can be no path."""
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name}: expected a path, received {str(path)[:80]!r} ({reason})") from None
+    return found
+
+
+def is_file(name: str | os.PathLike) -> bool:
+    """Whether there is such a file; not for what can be no path, where `Path.is_file` raises an error."""
+    try:
+        return Path(name).is_file()
+    except OSError:
+        return False

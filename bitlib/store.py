@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import NamedTuple
 
 from bitlib import zoo
 from bitlib.digests import noted, verify
-from bitlib.download import download, offline
+from bitlib.download import download
 from bitlib.paths import bundled, cache_folder
+from bitlib.settings import mirror, offline
 from bitlib.writing import replacing
+
+_INSIDE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+"""A path that stays in its folder, and names nothing hidden, on any system."""
 
 
 class Stored(NamedTuple):
@@ -30,22 +35,27 @@ def of_card(card: zoo.Card) -> Stored:
 
 
 def of_file(file: str) -> Stored:
-    """Any file below the published address (`ilsvrc2012_wordnet_lemmas.txt`). Raises: as `fetch`."""
-    cached = cache_folder() / file
-    mirror = os.environ.get("BITLIB_MIRROR") or zoo.BASE_URL
-    is_folder = "://" not in mirror
-    mirrored = Path(mirror).expanduser() / file if is_folder else None
+    """Any file below the published address (`ilsvrc2012_wordnet_lemmas.txt`).
+
+    Raises: as `fetch`; and ValueError if it would lie elsewhere, or a variable makes no sense.
+    """
+    if not _INSIDE.fullmatch(file):
+        raise ValueError(
+            f"file: expected a path below the published address, like vtab/some.npz, received {file!r}"
+        )
+    cached, source = cache_folder() / file, mirror()
+    mirrored = source / file if isinstance(source, Path) else None
     for path in filter(None, (cached, mirrored)):
         if path.is_file():
             return Stored(path, verify(path))
     by_hand = f"put the file at {cached}, or name a folder that holds {file} in BITLIB_MIRROR"
-    if is_folder:
-        raise ConnectionError(f"{file}: not in BITLIB_MIRROR ({mirror}); put it there, or unset the variable")
+    if mirrored:
+        raise ConnectionError(f"{file}: not in BITLIB_MIRROR ({source}); put it there, or unset the variable")
     if offline():
         raise ConnectionError(
             f"{file}: not on this machine, and BITLIB_OFFLINE forbids to download it; unset it, or {by_hand}"
         )
-    path = download(mirror.rstrip("/") + "/" + file, cached)
+    path = download(f"{source or zoo.BASE_URL.rstrip('/')}/{file}", cached)
     return Stored(path, noted(path))  # download has just compared it
 
 
@@ -58,8 +68,9 @@ def fetch(name: str) -> Path:
     instead of the published address. `BITLIB_OFFLINE=1` never touches the network.
 
     Raises:
-        ValueError: no published BiT has that name.
-        ConnectionError: it cannot be had, or is not what it should be; nothing is left in the cache.
+        ValueError: no published BiT has that name, or one of the variables makes no sense.
+        ConnectionError: it cannot be had, or is not what it should be. What came of it stays hidden in the
+            cache, if the next call can go on from there.
         OSError: it cannot be written: the cache is read-only, the disk is full.
     """
     return of_card(zoo.card(name)).path

@@ -17,7 +17,7 @@ from pathlib import Path
 from bitlib import handles as hub
 from bitlib.layout import UNITS as UNITS
 from bitlib.layout import Architecture, layout, npz_size, units_and_width
-from bitlib.paths import bundled
+from bitlib.paths import bundled, is_file
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"
 """Where the weights have been published since 2020."""
@@ -304,7 +304,7 @@ def card_of(source: str | os.PathLike) -> Card:
         return card(str(source))
     except ValueError:
         path = Path(source)
-        if not (isinstance(source, os.PathLike) or path.suffix == ".npz" or path.is_file()):
+        if not (isinstance(source, os.PathLike) or path.suffix == ".npz" or is_file(path)):
             raise
         return own_card(path.stem, path.name)
 

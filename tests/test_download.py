@@ -19,6 +19,7 @@ import bitlib
 from bitlib import checkpoint, digests, download, labels, zoo
 
 FILE = "distill/R50x1_224.npz"
+LIST = "ilsvrc2012_wordnet_lemmas.txt"
 OTHER = b"PK, but not this file"
 
 
@@ -26,6 +27,13 @@ def an_archive(seed=0, size=300_000):
     buffer = io.BytesIO()
     np.savez(buffer, x=np.random.default_rng(seed).normal(size=size // 8))
     return buffer.getvalue()
+
+
+def a_list():
+    """As long as the published one: 1000 lines, 21675 bytes."""
+    lines = [f"name_{index}" for index in range(1000)]
+    lines[-1] += "x" * (21675 - 1 - len("\n".join(lines)))
+    return ("\n".join(lines) + "\n").encode()
 
 
 class Server(ThreadingHTTPServer):
@@ -89,7 +97,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(download, "PAUSE", 0.01)
     monkeypatch.delenv("BITLIB_OFFLINE", raising=False)
     with Server() as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("BITLIB_MIRROR", f"http://127.0.0.1:{http.server_port}")
         monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
         yield http
@@ -137,7 +145,7 @@ class TestWhole:
         assert path.read_bytes() == content
 
     def test_class_lists_too(self, server):
-        server.files["ilsvrc2012_wordnet_lemmas.txt"] = "\n".join(f"name_{i}" for i in range(1000)).encode()
+        server.files[LIST] = a_list()
         labels.names.cache_clear()
         assert labels.names("ilsvrc2012")[7] == "name 7"
         labels.names.cache_clear()
@@ -335,7 +343,7 @@ class TestOffline:
         assert checkpoint.fetch(zoo.BUNDLED).is_file()
 
     def test_a_mirror_for_a_class(self, server, content, tmp_path, monkeypatch):
-        server.files["ilsvrc2012_wordnet_lemmas.txt"] = b"a\nb"
+        server.files[LIST] = a_list()
         folder = tmp_path / "mirror"
         copies = checkpoint.prefetch(["R50x1_224", zoo.BUNDLED], folder)
         assert copies == [folder / FILE, folder / "BiT-XS-R14x0.5.npz"]
@@ -343,7 +351,7 @@ class TestOffline:
         monkeypatch.setenv("BITLIB_OFFLINE", "1")
         monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "another"))
         assert checkpoint.fetch("R50x1_224").read_bytes() == content
-        assert checkpoint.fetch_file("ilsvrc2012_wordnet_lemmas.txt").read_bytes() == b"a\nb"
+        assert checkpoint.fetch_file(LIST).read_bytes() == a_list()
         (folder / FILE).write_bytes(content[:-9])
         with refused("changed since it was downloaded"):
             checkpoint.fetch("R50x1_224")
