@@ -5,13 +5,14 @@
 # make lab     open the pages in JupyterLab
 # make html    write the stored pages as HTML to build/html
 # make pages   run the pages and store their outputs (after a change)
+# make matrix  the fast tests and the pages on several Pythons and sets of packages -> docs/matrix.md
 # make bench   compare with transformers and timm, which it installs in .venv-bench
 # make clean   remove .venv, .venv-bench and build
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run check test lint lab html pages bench clean
+.PHONY: run check test lint lab html pages matrix bench clean
 
 run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
@@ -38,6 +39,9 @@ html: .venv/installed
 
 pages: .venv/installed
 	$(BIN)/python scripts/run_pages.py notebooks
+
+matrix: .venv/installed
+	$(BIN)/python scripts/matrix.py
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bitlib import classlists
 from bitlib.responses import Identity, shown, web_page
@@ -40,7 +40,7 @@ def checked(path: Path, file: str, url: str, identity: Identity) -> str:
     Raises:
         ConnectionError: it is not the file.
     """
-    digests: dict[str, Callable] = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
+    digests: dict[str, Any] = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     if identity.crc32c and not identity.md5:
         import google_crc32c
 

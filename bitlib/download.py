@@ -7,6 +7,7 @@ process too, and ends in any case; what comes is compared with what the server s
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -24,6 +25,7 @@ from bitlib import contents, partial
 from bitlib.digests import sha256 as sha256
 from bitlib.digests import verify as verify
 from bitlib.digests import write_note
+from bitlib.progress import bar
 from bitlib.responses import Broken, Identity, require_file, shown
 from bitlib.settings import offline as offline
 from bitlib.settings import timeout
@@ -88,7 +90,7 @@ class _Downloader:
 
     def __init__(self, url: str, path: Path, part: Path, silence: float):
         self.url, self.path, self.part, self.silence = url, path, part, silence
-        self.identity: Identity | None = None  # of the file that the part is of
+        self.identity = Identity()  # of the file that the part is of
         self.leftover = False  # whether an earlier download began the part
         self.received = self.reached = 0  # bytes in all; the furthest of the present try
 
@@ -110,8 +112,8 @@ class _Downloader:
     def _take_up(self) -> None:
         """Go on with what an earlier download left, if it says of which file, and that file is wanted."""
         size, note = self.part.stat().st_size, partial.read_note(self.part)
-        self.identity = Identity.noted(note)
-        length = self.identity and self.identity.length
+        self.identity = Identity.noted(note) or Identity()
+        length = self.identity.length
         if self._can_be_continued() and note.get("url") == self.url and size <= (length or size):
             self.leftover = True
             if size == length:  # the last byte again, so that the server says whether it still is that file
@@ -120,25 +122,23 @@ class _Downloader:
             self._start_anew()
 
     def _can_be_continued(self) -> bool:
-        return bool(self.identity and self.identity.recognisable() and self.part.stat().st_size)
+        return bool(self.identity.recognisable() and self.part.stat().st_size)
 
     def _start_anew(self) -> None:
         os.truncate(self.part, 0)
         partial.note_of(self.part).unlink(missing_ok=True)
-        self.identity, self.leftover = None, False
+        self.identity, self.leftover = Identity(), False
 
     def _fetch(self) -> str:
         """Try until the part is the file. Returns: its SHA-256. Raises: ConnectionError, OSError."""
-        from tqdm import tqdm
-
         attempts = failures = furthest = 0
-        with tqdm(desc=self.path.name, unit="B", unit_scale=True, leave=False) as progress:
+        with bar(None, "byte", desc=self.path.name, unit_scale=True, leave=False) as progress:
             while True:
                 attempts += 1
                 self.reached = 0
                 try:
                     with self.part.open("r+b") as file:
-                        self._watched(lambda file=file: self._try(file, progress))
+                        self._watched(functools.partial(self._try, file, progress))
                     return self._checked()
                 except Broken as error:
                     failures = 1 if self.reached > furthest else failures + 1
@@ -155,7 +155,8 @@ class _Downloader:
 
         def run() -> None:
             try:
-                future.set_result(work())
+                work()
+                future.set_result(None)
             except BaseException as error:
                 future.set_exception(error)
 
@@ -269,7 +270,7 @@ def _response(url: str, headers: dict[str, str], silence: float):
 
     with requests.Session() as session:
         # requests would read the bodies of redirections, however long they are.
-        session.get_redirect_target = lambda response: None
+        session.get_redirect_target = lambda response: None  # type: ignore[method-assign, assignment]
         for _ in range(_REDIRECTIONS):
             with _network():
                 response = session.get(url, headers=headers, stream=True, timeout=silence)

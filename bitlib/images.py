@@ -89,7 +89,7 @@ def read(source: Picture) -> np.ndarray:
 
 
 @contextmanager
-def decoded(source) -> Iterator[np.ndarray]:
+def decoded(source: Picture) -> Iterator[np.ndarray]:
     """As `read`, for the body of a `with`: until it ends, a file counts as being decoded.
 
     In many threads, what is made of large pictures in the body takes no more memory than the pictures

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 RETRIED = (408, 429, 500, 502, 503, 504)
 """Statuses that may be another at the next try."""
@@ -16,6 +18,9 @@ _REASONS = {
     404: "not there",
     410: "not there any more",
 }
+
+if TYPE_CHECKING:
+    from requests import Response
 
 
 class Broken(Exception):
@@ -36,7 +41,7 @@ class Identity:
     crc32c: str | None = None
 
     @classmethod
-    def of(cls, headers) -> Identity:
+    def of(cls, headers: Mapping[str, str]) -> Identity:
         """From the headers of a complete response.
 
         Raises:
@@ -66,7 +71,7 @@ class Identity:
         """Whether anything but the length can be compared."""
         return any((self.etag, self.md5, self.crc32c))
 
-    def continued_by(self, headers, position: int, surely: bool) -> bool:
+    def continued_by(self, headers: Mapping[str, str], position: int, surely: bool) -> bool:
         """Whether a partial response goes on at that position of this file.
 
         `surely`: it has to say so by an ETag or a hash; else it need only not contradict.
@@ -108,7 +113,7 @@ def _marks(headers) -> tuple[str | None, str | None, str | None]:
     return etag if etag.startswith('"') else None, hashes.get("md5"), hashes.get("crc32c")
 
 
-def require_file(response, url: str, remedy: str, asked_for_part: bool) -> None:
+def require_file(response: Response, url: str, remedy: str, asked_for_part: bool) -> None:
     """Raise an error if a response is not the file, or the part of it that was asked for.
 
     Raises:

@@ -61,6 +61,7 @@ FIGURES = {
 def test_draws(draw, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # matplotlib 3.10 on pyparsing 3.3
         figure = draw()
         figure.savefig(tmp_path / "figure.png")
     assert plt.get_fignums() == []
