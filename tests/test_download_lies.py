@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -57,7 +58,7 @@ def raw(*pieces, pause=0.0, endless=None):
         for piece in itertools.chain(pieces, itertools.repeat(endless) if endless else ()):
             handler.wfile.write(piece)
             handler.wfile.flush()
-            time.sleep(pause)
+            threading.Event().wait(pause)  # time.sleep is patched by some tests
 
     return trick
 
@@ -592,6 +593,17 @@ class TestNames:
             checkpoint.find(name)
         with refused("no published BiT", ValueError):
             zoo.card_of(name)
+
+    @pytest.mark.parametrize("name", ["...npz", "..npz"])
+    def test_a_file_that_would_be_ported_out_of_its_folder(self, small_npz, tmp_path, monkeypatch, name):
+        from bitlib import savedmodel
+
+        (tmp_path / "deep").mkdir()
+        monkeypatch.chdir(tmp_path / "deep")
+        small_npz.rename(name)
+        with refused(f"^sources: {name} has no name that a folder can have; rename the file", ValueError):
+            savedmodel.port_all([name], "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 
     @pytest.mark.parametrize("name", ["x" * 256 + ".npz", "~nobody-of-that-name/x.npz"])
     def test_paths_that_no_file_can_have(self, name):
