@@ -26,7 +26,7 @@ from bitlib.digests import sha256 as sha256
 from bitlib.digests import verify as verify
 from bitlib.digests import write_note
 from bitlib.progress import bar
-from bitlib.responses import Broken, Identity, require_file, shown
+from bitlib.responses import Broken, Identity, public, require_file, shown
 from bitlib.settings import offline as offline
 from bitlib.settings import timeout
 
@@ -66,11 +66,11 @@ def download(url: str, path: Path) -> Path:
     from filelock import FileLock
 
     silence = timeout()
+    # Locks lie apart: a cache holds nothing else that can be seen but what is whole.
+    locks = Path(tempfile.gettempdir(), f"bitlib-locks-{getattr(os, 'getuid', lambda: 0)()}")
+    locks.mkdir(exist_ok=True)
+    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]
     try:
-        # Locks lie apart: a cache holds nothing else that can be seen but what is whole.
-        locks = Path(tempfile.gettempdir(), f"bitlib-locks-{getattr(os, 'getuid', lambda: 0)()}")
-        locks.mkdir(exist_ok=True)
-        name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]
         with FileLock(locks / f"{name}.lock"):
             if path.is_file():
                 return path
@@ -90,6 +90,7 @@ class _Downloader:
 
     def __init__(self, url: str, path: Path, part: Path, silence: float):
         self.url, self.path, self.part, self.silence = url, path, part, silence
+        self.shown_url, self.url_hash = public(url), hashlib.sha256(url.encode()).hexdigest()
         self.identity = Identity()  # of the file that the part is of
         self.leftover = False  # whether an earlier download began the part
         self.received = self.reached = 0  # bytes in all; the furthest of the present try
@@ -114,7 +115,7 @@ class _Downloader:
         size, note = self.part.stat().st_size, partial.read_note(self.part)
         self.identity = Identity.noted(note) or Identity()
         length = self.identity.length
-        if self._can_be_continued() and note.get("url") == self.url and size <= (length or size):
+        if self._can_be_continued() and note.get("url") == self.url_hash and size <= (length or size):
             self.leftover = True
             if size == length:  # the last byte again, so that the server says whether it still is that file
                 os.truncate(self.part, size - 1)
@@ -183,12 +184,12 @@ class _Downloader:
         with _response(self.url, headers, self.silence) as response:
             if response.status_code == 416:
                 raise self._restart(file, "the server cannot go on where the download broke")
-            require_file(response, self.url, self._by_hand(), asked_for_part=position > 0)
+            require_file(response, self.shown_url, self._by_hand(), asked_for_part=position > 0)
             if response.status_code == 200:
                 position = file.seek(0)
                 file.truncate()  # raises an error if this try has been left alone
                 self.leftover, self.identity = False, Identity.of(response.headers)
-                partial.write_note(self.part, {"url": self.url} | self.identity.fields())
+                partial.write_note(self.part, {"url": self.url_hash} | self.identity.fields())
             elif not self.identity.continued_by(response.headers, position, surely=self.leftover):
                 raise self._restart(file, "the server went on elsewhere")
             self._receive(response, file, position, progress)
@@ -222,7 +223,7 @@ class _Downloader:
 
     def _checked(self) -> str:
         try:
-            return contents.checked(self.part, self.path.name, self.url, self.identity)
+            return contents.checked(self.part, self.path.name, self.shown_url, self.identity)
         except ConnectionError as error:
             began_earlier = self.leftover
             self._start_anew()
@@ -238,17 +239,17 @@ class _Downloader:
 
     def _too_large(self, length: str, largest: int) -> str:
         return (
-            f"{self.url}: the server announces {length} bytes, the largest published file has less than "
-            f"{largest:,}. Or {self._by_hand()}"
+            f"{self.shown_url}: the server announces {length} bytes, the largest published file has less "
+            f"than {largest:,}. Or {self._by_hand()}"
         )
 
     def _given_up(self, error: Exception, attempts: int) -> str:
         size = self.part.stat().st_size
         later = f" (it goes on after {size:,} bytes)" if self._can_be_continued() else ""
         return (
-            f"{self.url}: cannot be downloaded ({error}), tried {attempts} times (at most {MOST_ATTEMPTS}, "
-            f"and {ATTEMPTS} in a row that bring nothing new); see whether this machine has a network and "
-            f"try again later{later}. Or {self._by_hand()}"
+            f"{self.shown_url}: cannot be downloaded ({error}), tried {attempts} times (at most "
+            f"{MOST_ATTEMPTS}, and {ATTEMPTS} in a row that bring nothing new); see whether this machine "
+            f"has a network and try again later{later}. Or {self._by_hand()}"
         )
 
 
@@ -279,7 +280,7 @@ def _response(url: str, headers: dict[str, str], silence: float):
                 response.close()
                 target = urljoin(url, response.headers["Location"])
             if not target.startswith("https://" if url.startswith("https://") else ("http://", "https://")):
-                raise Broken(f"the server leads from {url} to {shown(target)}")
+                raise Broken(f"the server leads from {public(url)} to {shown(public(target))}")
             url = target
         else:
             raise Broken(f"more than {_REDIRECTIONS} redirections")

@@ -46,7 +46,7 @@ def claimed(path: Path) -> Iterator[Path]:
         lock = part.open("ab")
         _locked(lock)
     _close_where_needed(lock)
-    with lock:
+    with contextlib.closing(lock):
         yield part
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -97,6 +98,11 @@ def shown(text: object) -> str:
     """What came from elsewhere, for a message: short, without control characters."""
     text = str(text)
     return repr(text if len(text) < 300 else text[:300] + "…")[1:-1]
+
+
+def public(url: str) -> str:
+    """An address without the name and password that may stand in it, for a message."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _length(text: str | None) -> int | None:

@@ -254,6 +254,8 @@ def _targets(source) -> list[_Target]:
     if zoo.is_collection(str(source)):
         return [target for handle in zoo.handles(str(source)) for target in _targets(handle)]
     card = zoo.card_of(source)
+    if not card.name.strip("."):
+        raise ValueError(f"sources: {source} has no name that a folder can have; rename the file")
     heads = {"logits": "keep", "features": None}
     if card.handle:
         return [_Target(source, card.handle, heads[card.output], card.input_range)]

@@ -18,6 +18,7 @@ from bitlib import handles as hub
 from bitlib.layout import UNITS as UNITS
 from bitlib.layout import Architecture, layout, npz_size, units_and_width
 from bitlib.paths import bundled, is_file
+from bitlib.tables import Table
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"
 """Where the weights have been published since 2020."""
@@ -71,7 +72,6 @@ TOP1 = {
     "R152x2_T_384": "84.3",
 }
 """ImageNet top-1 in percent, as published."""
-
 
 SMALL_IMAGE_TASKS = ("cifar100", "eurosat", "svhn", "dsprites-orientation", "dsprites-xpos")
 """VTAB tasks whose images are smaller than 96×96 pixels; the rule brings these to 128."""
@@ -261,13 +261,30 @@ def _spellings() -> dict[str, str]:
     return {name.removeprefix("bit-"): known for name, known in found.items()} | found
 
 
+def _nearest(bare: str) -> str:
+    """The names that a misspelt one may have meant, for a message."""
+    if "/" in bare:
+        handle = f"{hub.unversioned(bare)}/1"
+        near = difflib.get_close_matches(handle, [*hub.every(), *hub.COLLECTIONS], 5, 0.6)
+        if near:
+            return ", ".join(near)
+    wanted = bare.rpartition("/")[2].removesuffix(".npz")
+    word = wanted.rpartition("-")[2]  # of a task (`flowers`), which difflib finds too short to be near
+    tasks = [name for name in _spellings() if name.startswith(wanted.removesuffix(word)) and word in name]
+    near = tasks[:5] if "-run" in wanted else []
+    near += difflib.get_close_matches(wanted, _spellings(), 5, 0.5)
+    return (
+        ", ".join(dict.fromkeys(_spellings()[name] for name in near)) or "bitlib.zoo.names() lists them all"
+    )
+
+
 def card(name: str) -> Card:
     """The card of a model.
 
     Args:
         name: as in `names()`, in any case, with or without folder, address and `.npz`; the paper's short
-            name (`M-R50x1`); or a handle of TensorFlow Hub, with or without host and version. The card of
-            a handle has the input range and the output of that module.
+            name (`M-R50x1`); or a handle of TensorFlow Hub, with or without host and version. The card of a
+            handle has the input range and the output of that module.
 
     Raises:
         ValueError: no such model; the message lists the nearest names, or the members of a collection.
@@ -283,12 +300,13 @@ def card(name: str) -> Card:
         raise ValueError(f"name: {name!r} is a collection; choose one of its members: {members}")
     bare = hub.bare(name)
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
-    if wanted in _spellings() and not bare.startswith(("google/bit/", "sayakpaul/")):
-        return _cards()[_spellings()[wanted]]
-    near = difflib.get_close_matches(bare, hub.every(), n=5, cutoff=0.5) if "/" in bare else []
-    near = near or [_spellings()[found] for found in difflib.get_close_matches(wanted, _spellings(), 5, 0.5)]
-    hint = ", ".join(dict.fromkeys(near)) or "bitlib.zoo.names() lists them all"
-    raise ValueError(f"name: no published BiT is called {name!r}; nearest: {hint}")
+    called = _spellings().get(wanted)
+    # The paper's name is the end of a handle too: behind a misspelt owner, which was meant is not clear.
+    of_a_file = called and wanted == called.lower() and not bare.startswith(("google/bit/", "sayakpaul/"))
+    if called and ("/" not in bare or of_a_file):
+        return _cards()[called]
+    shown = str(name) if len(str(name)) <= 80 else f"{str(name)[:80]}…"
+    raise ValueError(f"name: no published BiT is called {shown!r}; nearest: {_nearest(bare[:200])}")
 
 
 def card_of(source: str | os.PathLike) -> Card:
@@ -312,38 +330,6 @@ def card_of(source: str | os.PathLike) -> Card:
 def own_card(name: str, file: str = "") -> Card:
     """The card of a model that was not published: no class list, images resized straight to 224 pixels."""
     return Card(name, file, "as in the file", None, None, "unknown data", 224, antialias=True)
-
-
-class Table(list):
-    """Cards, shown as a table: as Markdown on a page, as lines in a terminal."""
-
-    HEADER = ("name", "trained on", "classes", "pixels", "top-1 %", "parameters", "file")
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """What each row shows."""
-
-        def row(card: Card):
-            million = "as in the file" if card.parameters is None else f"{card.parameters / 1e6:,.1f} M"
-            size = "as in the file" if card.size is None else f"{card.size / 1e6:,.0f} MB"
-            pixels = f"{card.short_side} → {card.resolution}" if card.short_side else str(card.resolution)
-            classes = "per task" if card.num_classes is None else f"{card.num_classes:,}"
-            return card.name, card.trained_on, classes, pixels, card.top1 or "", million, size
-
-        return [row(card) for card in self]
-
-    def _repr_markdown_(self) -> str:
-        lines = [self.HEADER, ("---",) * len(self.HEADER), *self.rows()]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-    def __str__(self) -> str:
-        rows = [self.HEADER, *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
-
-    __repr__ = __str__
 
 
 def table(*words: str) -> Table:

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import random
 
 import pytest
 
@@ -163,6 +164,13 @@ def test_collections_list_their_members():
         ),
         ("BiT-M-R50-x1", "BiT-M-R50x1"),
         ("R50x1_244", "R50x1_224"),
+        ("gogle/bit/m-r50x1/1", "google/bit/m-r50x1/1"),
+        ("https://tfhub.dev/gogle/bit/m-r50x1", "google/bit/m-r50x1/1"),
+        ("sayakpal/bit_r152x2_224_feature_extraction", "sayakpaul/bit_r152x2_224_feature_extraction/1"),
+        ("gogle/collections/bit/1", "google/collections/bit"),
+        ("BiT-M-R50x1-run0-svnh", "BiT-M-R50x1-run0-svhn"),
+        ("BiT-M-R50x1-run0-flowers", "BiT-M-R50x1-run0-oxford_flowers102"),
+        ("vtab/BiT-M-R101x3-run2-clevr_count.npz", "BiT-M-R101x3-run2-clevr-count"),
     ],
 )
 def test_wrong_names_get_the_nearest(wrong, nearest):
@@ -170,7 +178,25 @@ def test_wrong_names_get_the_nearest(wrong, nearest):
         zoo.card(wrong)
 
 
+def test_a_slip_of_the_finger_gets_what_was_meant():
+    rng = random.Random(3)
+    for name in rng.sample(zoo.names(), 12) + rng.sample(zoo.handles(), 12):
+        place = rng.randrange(len(name) - 1)
+        swapped = name[:place] + name[place + 1] + name[place] + name[place + 2 :]
+        for wrong in (swapped, name[:place] + name[place + 1 :], name[:place] + "q" + name[place + 1 :]):
+            assert name in suggested(wrong), wrong
+
+
+def suggested(name):
+    try:
+        return zoo.card(name).name  # the slip made another name, or none that matters
+    except ValueError as error:
+        return str(error).split("nearest: ")[1]
+
+
 def test_names_of_the_paper():
+    with pytest.raises(ValueError, match="no published BiT"):
+        zoo.card("gogle/bit/m-r50x1")
     assert zoo.card("M-R101x3").name == "BiT-M-R101x3"
     assert zoo.card("https://storage.googleapis.com/bit_models/distill/R50x1_224.npz").name == "R50x1_224"
 
