@@ -13,9 +13,10 @@ import numpy as np
 
 def standardize(kernel):
     """Zero mean and unit variance for each output channel of an HWIO kernel."""
-    kernel = np.asarray(kernel, np.float64)
-    mean = kernel.mean(axis=(0, 1, 2))
-    return (kernel - mean) / np.sqrt(kernel.var(axis=(0, 1, 2)) + 1e-10)
+    kernel = np.array(kernel, np.float64)
+    kernel -= kernel.mean(axis=(0, 1, 2))
+    kernel /= np.sqrt(kernel.var(axis=(0, 1, 2)) + 1e-10)
+    return kernel
 
 
 def pad(x, by):

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow as tf
+from tensorflow.python.eager.context import context
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+from tensorflow.python.saved_model.save_context import save_context
 
 from bitlib import checkpoint, modelcard, ops, reference, zoo
 from bitlib.checkpoint import CheckpointError, Source
@@ -135,7 +137,6 @@ INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")
 def _function(model: BiT, input_range):
     """The model as one function of what callers feed, and the name of what comes out."""
 
-    @tf.function(input_signature=[INPUTS])
     def compute(inputs):
         return model(inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1)
 
@@ -144,22 +145,26 @@ def _function(model: BiT, input_range):
 
 def _reusable(model: BiT, input_range):
     compute, output = _function(model, input_range)
+    signature = tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
     module = _Reusable()
-    # A BiT does in training what it does in inference; both, and the signature, share one traced graph.
-    module.__call__ = tf.function(lambda inputs, training=False: compute(inputs))
-    for training in (False, True):
-        module.__call__.get_concrete_function(INPUTS, training=training)
+    # A BiT does in training what it does in inference; both share the signature's graph.
+    module.__call__ = tf.function(lambda inputs, training=False: signature(inputs)[output])
+    # Traced as `save` would trace it; else it would trace all again, and hold both graphs.
+    with save_context(tf.saved_model.SaveOptions()):
+        for training in (False, True):
+            module.__call__.get_concrete_function(INPUTS, training=training)
     module.variables = [variable.value for variable in model.variables]
     module.trainable_variables = [variable.value for variable in model.trainable_variables]
     module.regularization_losses = []
-    return module, tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
+    return module, signature
 
 
 def _frozen(model: BiT, input_range, jit_compile):
     compute, output = _function(model, input_range)
     operations = ops.fast(written_gradients=False, compiled=True) if jit_compile else ops.PLAIN
     with ops.constant_kernels(model, operations):
-        constant = convert_variables_to_constants_v2(compute.get_concrete_function())
+        traced = tf.function(compute, input_signature=[INPUTS]).get_concrete_function()
+        constant = convert_variables_to_constants_v2(traced)
     halves = tf.function(_in_halves(constant), input_signature=[INPUTS])
     module = tf.Module()
     module.__call__ = halves
@@ -278,6 +283,7 @@ def _checked(source: Source, head) -> tuple[BiT, float]:
     size = 64 if model.count_params() < 300_000_000 else 32
     with checkpoint.opened(source.path) as arrays:
         difference = reference.disagreement(model, arrays, size)
+    context().clear_kernel_cache()  # what the comparison has compiled for its shapes: 10 MB
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f"{source.path}: the ported model differs from the NumPy reference by {difference:.1e} of the "

@@ -172,8 +172,9 @@ class TestNamed:
     @pytest.mark.parametrize(
         "text",
         [
-            "'", "\\", "(" * 150, "-" * 9000 + "1", "[" * 9000, "{'descr': '<f4'" + "\n  1" * 100, "\0",
-            "\x1b[2J", "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 5000 + ",)}", "0777", "é",
+            *["'", "\\", "(" * 150, "-" * 9000 + "1", "[" * 9000, "\0", "\x1b[2J"],
+            "{'descr': '<f4'" + "\n  1" * 100,
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 5000 + ",)}", "0777", "é",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (-128, -1)}", "\t 1\n  2",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (1" + "0" * 4000 + ", 0)}", "{[]: 1}",
             "{'descr': ['<f4', ()], 'fortran_order': False, 'shape': (128,)}", "{'descr': 4, 'shape': 1}",

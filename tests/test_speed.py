@@ -97,16 +97,15 @@ def test_sums_over_pixels_are_products(small_npz):
 
 @needs_proc
 def test_memory_of_a_port(tmp_path):
-    """Loaded, checked and exported, an R50x1 of 98 MiB: one copy, and room for graphs and the check."""
-    np.savez(tmp_path / "x.npz", **random_arrays(Architecture(UNITS[50], 1, 1000)))
+    """Loaded, checked and exported, an R50x1 takes three times its file: weights, graphs, the check."""
+    path = tmp_path / "x.npz"
+    np.savez(path, **random_arrays(Architecture(UNITS[50], 1, 1000)))
     code = f"""
         import bitlib, bitlib.savedmodel
-        folder = {str(tmp_path)!r}
-        bitlib.port("BiT-XS-R14x0.5", folder + "/warm")
         before = peak()
-        bitlib.port(folder + "/x.npz", folder + "/x")
+        bitlib.port({str(path)!r}, {str(tmp_path / "x")!r})
         print(peak() - before)
     """
     code = PEAK + textwrap.dedent(code)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 98 < float(run.stdout.split()[-1]) < 98 + 250
+    assert 1 < float(run.stdout.split()[-1]) / (path.stat().st_size / 2**20) < 3
