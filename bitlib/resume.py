@@ -82,12 +82,13 @@ class Saved:
         """
         if self.file is None or not self.file.exists():
             return None
+        variables = self.optimizer.variables
         try:
             with np.load(self.file, allow_pickle=False) as stored:
                 arrays = dict(stored)
             training = json.loads(str(arrays["training"]))
             found, history = dict(training["run"]), History(**training["history"])
-            momenta = [arrays[f"optimizer/{index}"] for index in range(len(self.optimizer.variables))]
+            momenta = [arrays[f"optimizer/{index}"] for index in range(len(variables))]
         except Exception as error:  # a file of any content
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
@@ -99,8 +100,15 @@ class Saved:
                     f"checkpoints: {self.file.parent} holds a training with {name} {found.get(name)!r}, "
                     f"expected {value!r}; choose another folder, or delete it"
                 )
-        checkpoint.assign(self.model, {n: a for n, a in arrays.items() if n.startswith("resnet/")})
-        for variable, array in zip(self.optimizer.variables, momenta, strict=True):
+        try:
+            checkpoint.check(
+                {variable.path: array.shape for variable, array in zip(variables, momenta, strict=True)},
+                {variable.path: tuple(variable.shape) for variable in variables},
+            )
+            checkpoint.assign(self.model, {n: a for n, a in arrays.items() if n.startswith("resnet/")})
+        except checkpoint.CheckpointError as error:
+            raise ValueError(f"checkpoints: {self.file}: {error}; delete it to begin anew") from error
+        for variable, array in zip(variables, momenta, strict=True):
             variable.assign(array)
         return history
 

@@ -151,7 +151,7 @@ def _reusable(model: BiT, input_range):
     module = _Reusable()
     # A BiT does in training what it does in inference; both share the signature's graph.
     module.__call__ = tf.function(lambda inputs, training=False: signature(inputs)[output])
-    # Traced as `save` would trace it, which then finds it done: half the time, and the memory of one graph.
+    # Traced as `save` would trace it; else it would trace all again, and hold both graphs.
     with save_context(tf.saved_model.SaveOptions()):
         for training in (False, True):
             module.__call__.get_concrete_function(INPUTS, training=training)

@@ -244,6 +244,18 @@ class TestResume:
         with pytest.raises(ValueError, match="^checkpoints: .*cannot be read .*delete it to begin anew"):
             finetune.fit(model, examples, a_plan(), checkpoints=tmp_path)
 
+    @pytest.mark.parametrize("name", ["optimizer/3", "resnet/head/conv2d/bias"])
+    def test_a_file_of_other_shapes_is_refused_and_named(self, small_npz, examples, tmp_path, name):
+        model = bitlib.load(small_npz, head=3)
+        finetune.fit(model, examples, a_plan(), verbose=0, checkpoints=tmp_path)
+        with np.load(tmp_path / finetune.STATE) as stored:
+            arrays = dict(stored)
+        np.savez(tmp_path / finetune.STATE, **arrays | {name: np.zeros((7, 7), "float32")})
+        before = model.head.bias.numpy()
+        with pytest.raises(ValueError, match=r"^checkpoints: .*training\.npz.*expected shape.*begin anew"):
+            finetune.fit(model, examples, a_plan(), verbose=0, checkpoints=tmp_path)
+        np.testing.assert_array_equal(model.head.bias, before)
+
 
 class TestFailures:
     @pytest.mark.slow
