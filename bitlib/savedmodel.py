@@ -105,7 +105,7 @@ def _without_log():
 def _replaceable(directory: str | os.PathLike) -> Path:
     """The directory, if an export may be written there."""
     directory = Path(directory)
-    reason = "is a file, not a SavedModel" if directory.exists() else None
+    reason = "is a file, not a SavedModel" if directory.is_file() else None
     if directory.is_dir():
         reason = _holds_others_files(directory)
     if reason:

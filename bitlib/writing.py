@@ -24,6 +24,7 @@ import itertools
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -86,10 +87,14 @@ def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] = ev
 def _check(path: Path, unless) -> None:
     """Raise unless what stands at `path`, if anything, may be replaced."""
     writes_file = unless is every_folder
-    if path.is_dir():
-        _object(path, unless(path), IsADirectoryError if writes_file else FileExistsError)
-    elif path.exists() and not (writes_file and path.is_file()):
-        _object(path, f"exists and is not a {'file' if writes_file else 'folder'}")
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            _object(path, unless(path), IsADirectoryError if writes_file else FileExistsError)
+        elif not (writes_file and stat.S_ISREG(mode)):
+            _object(path, f"exists and is not a {'file' if writes_file else 'folder'}")
+    except FileNotFoundError:
+        pass  # nothing stands there, or no longer
 
 
 def _object(path: Path, reason: str | None, kind: type[OSError] = FileExistsError) -> None:
@@ -162,19 +167,19 @@ def _scratch_beside(path: Path) -> tuple[Path, FileLock]:
     """A new hidden folder beside `path`, and the lock in it that says that its writer lives."""
     attempt = 0
     while True:
+        attempt += 1
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
         lock = FileLock(scratch / _LOCK)
+        # Another writer may sweep the folder before it is locked: then it is gone, or its lock is taken.
         try:
             lock.acquire(timeout=0)
-        except (OSError, NotImplementedError) as error:
-            if not (scratch / _LOCK).exists() and not isinstance(error, FileNotFoundError):
+        except (OSError, NotImplementedError):
+            if attempt >= 10 and not (scratch / _LOCK).exists():
                 _remove(scratch)
                 raise
-        # Another writer may have swept the folder before it was locked. On a disk without locks none does.
-        if (lock.is_locked or attempt > 1) and (scratch / _LOCK).exists():
-            return scratch, lock
+        if (lock.is_locked or attempt >= 10) and (scratch / _LOCK).exists():
+            return scratch, lock  # unlocked on a disk that has no locks, where none is swept either
         lock.release()
-        attempt += 1
         _remove(scratch)
 
 
@@ -185,20 +190,22 @@ def _sweep(path: Path) -> None:
         with suppress(Timeout, OSError, NotImplementedError):  # it lives, or is somebody else's
             if (scratch / _LOCK).is_file():
                 with FileLock(scratch / _LOCK).acquire(timeout=0):
-                    pass
-                _settle(path, scratch)
+                    _settle(path, scratch)
+                if os.name == "nt":  # which removes no open file
+                    _remove(scratch)
             else:
                 scratch.rmdir()  # killed before it was locked: empty
 
 
 def _settle(path: Path, scratch: Path) -> None:
     """Put back what was moved into a scratch folder and not replaced; then remove the scratch folder."""
-    moved = max(scratch.glob(f"{_PREVIOUS}*"), default=None)
-    if moved and not path.exists():
-        with suppress(OSError):
-            os.rename(moved, path)
-    if not moved or path.exists():
-        _remove(scratch)
+    with suppress(OSError):  # another writer does the same; or the disk is gone, and the next one will
+        moved = max(scratch.glob(f"{_PREVIOUS}*"), default=None)
+        if moved and not path.exists():
+            with suppress(OSError):
+                os.rename(moved, path)
+        if not moved or path.exists():
+            _remove(scratch)
 
 
 def _remove(scratch: Path) -> None:

@@ -27,7 +27,7 @@ SHAPES = {
 }
 """A network of five arrays, so that a case takes a millisecond. What is known of real ones stays."""
 
-START, _, STOP = os.environ.get("BITLIB_FUZZ", "3000").rpartition(":")
+START, _, STOP = os.environ.get("BITLIB_FUZZ", "2500").rpartition(":")
 CASES = range(int(START or 0), int(STOP))
 
 KINDS = {"bytes", "fields", "members", "note"}
