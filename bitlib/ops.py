@@ -56,7 +56,12 @@ def centred_and_scale(filters: Tensor) -> tuple[Tensor, Tensor]:
     return centred - mean, ops.rsqrt(variance + 1e-10)
 
 
-def group_norm_relu(x: Tensor, gamma: Tensor, beta: Tensor, means: Callable = column_means) -> Tensor:
+def group_norm_relu(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    means: Callable = column_means,
+) -> Tensor:
     """GroupNorm of 32 groups, epsilon 1e-5 (arXiv 1803.08494, equation 7), and the ReLU after it.
 
     Args:
@@ -72,10 +77,10 @@ def group_norm_relu(x: Tensor, gamma: Tensor, beta: Tensor, means: Callable = co
 
 
 def moments(x: Tensor, means: Callable = column_means) -> tuple[Tensor, Tensor]:
-    """Mean and `1 / sqrt(variance + 1e-5)` of the group that a channel belongs to, each `[N, 1, C]`.
+    """Mean and `1 / sqrt(variance + 1e-5)` of each channel's group, each `[N, 1, C]`.
 
-    The variance is that of centred values: a difference of raw moments loses every digit where the mean is
-    large against the spread.
+    The variance is that of centred values: a difference of raw moments loses every digit where
+    the mean is large against the spread.
     """
     mean = mean_of_group(means(x))
     variance = mean_of_group(means(ops.square(x - mean)))
@@ -90,7 +95,7 @@ def mean_of_group(per_channel: Tensor) -> Tensor:
 
 
 def rectified(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Normalise, scale, shift and rectify in one multiply-add, on CPUs twice as fast as step by step."""
+    """Normalise, scale, shift, rectify: one multiply-add, on CPUs twice as fast as in steps."""
     slope = gamma * scale
     return ops.relu(x * slope + (beta - mean * slope))
 

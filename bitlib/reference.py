@@ -41,10 +41,16 @@ def convolve(x: np.ndarray, kernel: np.ndarray, stride: int = 1) -> np.ndarray:
     """A convolution with a standardised kernel, padded on both sides by half its size."""
     size = len(kernel)
     kernel = standardize(kernel)
-    return sum(pixels @ kernel[place] for place, pixels in windows(pad(x, size // 2), size, stride))
+    padded = pad(x, size // 2)
+    return sum(pixels @ kernel[place] for place, pixels in windows(padded, size, stride))
 
 
-def group_norm_relu(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, groups: int = 32) -> np.ndarray:
+def group_norm_relu(
+    x: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    groups: int = 32,
+) -> np.ndarray:
     """Normalise each image over 32 groups of channels, scale and shift each channel, rectify."""
     grouped = x.reshape(*x.shape[:3], groups, -1)
     mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
