@@ -16,7 +16,7 @@ from keras import ops
 from tensorflow import Tensor
 
 from bitlib.hyperrule import Plan
-from bitlib.inputs import check_dataset, check_examples
+from bitlib.inputs import are_vectors, check_dataset, check_examples
 
 if TYPE_CHECKING:
     from bitlib.inputs import Examples
@@ -111,9 +111,10 @@ def training_batches(
     example is left out or seen twice in one.
 
     Args:
-        examples: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]`; or an unbatched, finite
-            `tf.data.Dataset` of such pairs (images may differ in size). One that does not fit into
-            `CACHED_BYTES` is shuffled as far as that allows: let it come shuffled, too.
+        examples: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]`, or vectors
+            `[N, num_classes]` of numbers in [0, 1]; or an unbatched, finite `tf.data.Dataset` of such pairs
+            (images may differ in size). One that does not fit into `CACHED_BYTES` is shuffled as far as
+            that allows: let it come shuffled, too.
         plan: of `bitlib.hyperrule.plan`.
         num_classes: labels are 0 to `num_classes - 1`.
         seed: any integer.
@@ -134,6 +135,8 @@ def training_batches(
     def augment(position, example):
         image, label = example
         image = training_image(tf.cast(image, tf.float32), plan, seeded(1, position))
+        if vectors:
+            return image, tf.ensure_shape(tf.cast(label, tf.float32), (num_classes,))
         label = tf.cast(label, tf.int64)
         known = tf.debugging.Assert((label >= 0) & (label < num_classes), ["label out of range:", label])
         with tf.control_dependencies([known]):
@@ -143,7 +146,7 @@ def training_batches(
         images, labels = batch
         return mixup(images, labels, plan.mixup_alpha, seeded(2, step))
 
-    position = start * plan.batch_size
+    position, vectors = start * plan.batch_size, are_vectors(examples)
     if isinstance(examples, tf.data.Dataset):
         check_dataset(examples, num_classes)
         cached = _cached(examples, plan)
@@ -222,8 +225,10 @@ def evaluation_batches(
     Args, Raises: as `training_batches`.
 
     Returns:
-        A dataset of images float32 `[<= batch_size, crop, crop, 3]` and int64 labels.
+        A dataset of images float32 `[<= batch_size, crop, crop, 3]` and labels, int64 `[<= batch_size]` or
+        float32 `[<= batch_size, num_classes]`, as they came.
     """
+    vectors = are_vectors(examples)
     if isinstance(examples, tf.data.Dataset):
         check_dataset(examples, num_classes)
     else:
@@ -233,6 +238,7 @@ def evaluation_batches(
             examples = tf.data.Dataset.from_tensor_slices((images, labels))
 
     def resize(image, label):
-        return evaluation_image(tf.cast(image, tf.float32), plan), tf.cast(label, tf.int64)
+        label = tf.cast(label, tf.float32 if vectors else tf.int64)
+        return evaluation_image(tf.cast(image, tf.float32), plan), label
 
     return examples.map(resize, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)

@@ -1,7 +1,7 @@
 """Labelled sets of pictures by name, few-shot draws from them, and how they become `tf.data`.
 
-Handwritten digits are the 1797 scans that every scikit-learn carries, glyphs are drawn by `bitlib.glyphs`:
-nothing is downloaded for them. A folder of pictures and TensorFlow Datasets bring whatever else there is.
+`bitlib.tasks` has pictures that installed packages carry, `bitlib.glyphs` draws characters: nothing is
+downloaded for them. A folder of pictures and TensorFlow Datasets bring whatever else there is.
 
 A labelled set is three things everywhere here: the pictures (a sequence of whatever
 `bitlib.images.read` takes), their labels int64 `[N]`, and the names of the classes.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitlib import images
+from bitlib import images, tasks
 from bitlib.glyphs import (  # the old address of some of these
     GLYPH_SIZE,
     TRAINING_FONTS,
@@ -33,12 +33,13 @@ from bitlib.glyphs import (  # the old address of some of these
     glyphs_by_class,
     render_glyph,
 )
-from bitlib.settings import offline
+from bitlib.tfdatasets import builder_of, stream, tfds
 
 __all__ = [
     "GLYPH_SIZE", "TRAINING_FONTS", "UNSEEN_STYLES", "UNSEEN_TYPEFACES", "augment_glyphs", "digits",
     "digits_by_class", "draw", "folder", "font_characters", "font_path", "glyph_classes", "glyph_masks",
-    "glyph_pictures", "glyphs_by_class", "labelled", "photographs", "pipeline", "render_glyph", "tfds",
+    "glyph_pictures", "glyphs_by_class", "labelled", "photographs", "pipeline", "render_glyph",
+    "splits", "stream", "tfds",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -49,29 +50,13 @@ _LARGE = 12_000_000  # values of a picture that `pipeline` resizes before it let
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's handwritten digits: 1797 real scans of 8×8 pixels, by 43 people.
-
-    E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (CC BY 4.0).
-
-    Returns:
-        pictures uint8 `[1797, 64, 64]`, light on dark as they were scanned, enlarged to 48×48 and
-        padded; and labels int64 `[1797]`, 0 to 9.
-    """
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    levels = np.round(scans.images * (255 / 16)).astype(np.uint8)
-    pictures = np.zeros((len(levels), GLYPH_SIZE, GLYPH_SIZE), np.uint8)
-    for picture, level in zip(pictures, levels, strict=True):
-        picture[8:56, 8:56] = np.asarray(Image.fromarray(level).resize((48, 48), Image.Resampling.BILINEAR))
-    return pictures, scans.target
+    """The pictures uint8 `[1797, 64, 64]` and labels int64 `[1797]` of `bitlib.tasks.digits`."""
+    return tasks.digits()[:2]
 
 
 def digits_by_class() -> tuple[list[np.ndarray], np.ndarray, list[str]]:
     """scikit-learn's handwritten digits, as a labelled set."""
-    pictures, labels = digits()
-    return list(pictures), labels, [str(digit) for digit in range(10)]
+    return labelled("digits")
 
 
 def folder(path: str | os.PathLike, verify: bool = True) -> tuple[list[Path], np.ndarray, list[str]]:
@@ -134,79 +119,99 @@ def _readable(files: Sequence[Path]) -> list[Path]:
     return [file for file, text in zip(files, troubles, strict=True) if not text]
 
 
-def tfds(
-    name: str, split: str = "train", data_dir: str | os.PathLike | None = None
-) -> tuple[list, np.ndarray, list[str]]:
-    """A split of TensorFlow Datasets (`cifar10`, `oxford_flowers102`), as a labelled set.
-
-    Pictures stay encoded, as they are stored, until they are used; the whole split is in memory so.
-
-    Args:
-        name: of a data set with one picture and one class label an example, with its version if wanted.
-        split: as TFDS writes them: `train`, `test`, `train[:10000]`, `train+validation`.
-        data_dir: the folder of an offline copy; None for TFDS' own. What is not there is downloaded by
-            TFDS, unless `BITLIB_OFFLINE` is 1.
-
-    Returns:
-        encoded pictures (bytes), labels int64 `[N]`, class names.
-
-    Raises:
-        ImportError: tensorflow-datasets is not installed.
-        ValueError: there is no such data set or split, it is not of pictures and class labels, or it is
-            not on this machine and `BITLIB_OFFLINE` forbids to get it.
-    """
-    try:
-        import tensorflow_datasets
-    except ImportError:
-        raise ImportError(
-            "tensorflow-datasets: the package is not installed; pip install 'bitlib[datasets]', "
-            'or use a folder of pictures, "digits" or "glyphs"'
-        ) from None
-
-    data_dir = None if data_dir is None else str(data_dir)
-    try:
-        builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-    except tensorflow_datasets.core.DatasetNotFoundError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"name: no data set {name!r} in TensorFlow Datasets ({reason})") from error
-    keys: tuple = builder.info.supervised_keys or ()
-    features = builder.info.features
-    kinds = (tensorflow_datasets.features.Image, tensorflow_datasets.features.ClassLabel)
-    if len(keys) != 2 or not all(
-        isinstance(features[key], kind) for key, kind in zip(keys, kinds, strict=True)
-    ):
-        raise ValueError(f"name: {name} is not of pictures with one class label each")
-    if not builder.is_prepared():
-        if offline():
-            where = data_dir or "the folder of TensorFlow Datasets"
-            raise ValueError(f"name: {name} is not in {where}, and BITLIB_OFFLINE=1 forbids to download it")
-        builder.download_and_prepare()
-    encoded = {keys[0]: tensorflow_datasets.decode.SkipDecoding()}
-    try:
-        stored = builder.as_dataset(split=split, decoders=encoded, shuffle_files=False)
-    except ValueError as error:
-        known = ", ".join(builder.info.splits)
-        raise ValueError(f"split: {name} has {known}, received {split!r}") from error
-    pairs = [(example[keys[0]], example[keys[1]]) for example in stored.as_numpy_iterator()]
-    pictures, labels = zip(*pairs, strict=True)
-    return list(pictures), np.array(labels, np.int64), list(features[keys[1]].names)
-
-
 def labelled(
     name: str | os.PathLike, data_dir: str | os.PathLike | None = None
 ) -> tuple[Sequence, np.ndarray, list[str]]:
-    """A labelled set by any name: `digits`, `glyphs`, a folder of class subfolders, or one of TFDS.
+    """A labelled set by any name.
+
+    Args:
+        name: one of `bitlib.tasks.TASKS` (`digits`, `mnist`, `counting`, …), which installed packages carry;
+            `glyphs`; a folder with one subfolder of pictures a class; or a name of TFDS. Where a name is
+            both, `data_dir` or a version (`mnist:3.0.1`) asks for TFDS.
+        data_dir: of TFDS, as `tfds` takes it.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: as `folder` or `tfds`, whichever it is.
+        FileNotFoundError, ImportError, ValueError: as `folder`, `tfds` or the task, whichever it is.
     """
-    if name == "digits":
-        return digits_by_class()
+    if name in tasks.TASKS and not data_dir:
+        pictures, labels, class_names = tasks.TASKS[str(name)]()
+        return list(pictures), labels, class_names
     if name == "glyphs":
         return glyphs_by_class()
-    if isinstance(name, os.PathLike) or os.path.isdir(name) or (os.sep in name and not data_dir):
+    if _is_folder(name, data_dir):
         return folder(name)
     return tfds(name, data_dir=data_dir)
+
+
+Part = tuple[Sequence, np.ndarray]
+
+
+def splits(
+    name: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    shots: int = 0,
+    num_test: int | None = None,
+    seed: int = 0,
+) -> tuple[Part, Part, list[str]]:
+    """What to learn from and what to test on: the splits of a data set where it has its own, else drawn.
+
+    A data set of TFDS has its own if it has `train` and `test` (or `validation`); a folder, if it has the
+    subfolders `train` and `test` (or `validation`, or `val`), each with one subfolder of pictures a class.
+
+    Args:
+        name, data_dir: as of `labelled`.
+        shots: examples of each class to learn from, drawn by `draw`; 0 for all.
+        num_test: examples to test on; None for all there are, of a set without its own splits a third.
+        seed: of what is drawn.
+
+    Returns:
+        pictures and labels int64 `[N]` to learn from; the same to test on; class names.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as `labelled` and `draw`; or the two splits of a folder
+            have other classes.
+    """
+    own = _own_splits(name, data_dir)
+    if own is None:
+        pictures, labels, class_names = labelled(name, data_dir)
+        count = num_test or len(labels) // 3
+        if shots:
+            chosen, test = draw(labels, shots, count, seed)
+        else:
+            order = np.random.default_rng(seed).permutation(len(labels))
+            test, chosen = order[:count], order[count:]
+        parts = [([pictures[i] for i in part], labels[part]) for part in (chosen, test)]
+        return parts[0], parts[1], class_names
+    (pictures, labels, class_names), (test_pictures, test_labels, test_names) = own
+    if class_names != test_names:
+        odd = ", ".join(sorted(set(class_names) ^ set(test_names))[:5])
+        raise ValueError(f"name: {name} has other classes to test on than to learn from: {odd}")
+    if shots:
+        chosen = _first_of_each(labels, np.random.default_rng(seed).permutation(len(labels)), shots)
+        pictures, labels = [pictures[i] for i in chosen], labels[chosen]
+    if num_test:
+        some = np.random.default_rng(seed).permutation(len(test_labels))[:num_test]
+        test_pictures, test_labels = [test_pictures[i] for i in some], test_labels[some]
+    return (pictures, labels), (test_pictures, test_labels), class_names
+
+
+def _is_folder(name, data_dir) -> bool:
+    return isinstance(name, os.PathLike) or os.path.isdir(name) or (os.sep in name and not data_dir)
+
+
+def _own_splits(name, data_dir):
+    """The two labelled sets of a data set that has a training and a test split; None of another."""
+    if (name in tasks.TASKS and not data_dir) or name == "glyphs":
+        return None
+    if _is_folder(name, data_dir):
+        parts = [Path(name, part) for part in ("test", "validation", "val") if Path(name, part).is_dir()]
+        train = Path(name, "train")
+        return (folder(train), folder(parts[0])) if parts and train.is_dir() else None
+    known = builder_of(str(name), data_dir)[0].info.splits
+    test = next((part for part in ("test", "validation") if part in known), None)
+    if test is None or "train" not in known:
+        return None
+    return tfds(name, "train", data_dir), tfds(name, test, data_dir)
 
 
 def draw(
@@ -236,16 +241,21 @@ def draw(
         raise ValueError(f"num_test: expected 1 to {len(labels) - 1}, received {num_test}")
     order = np.random.default_rng(seed).permutation(len(labels))
     test, rest = order[: num_test or 0], order[num_test or 0 :]
-    of_class = {label: rest[labels[rest] == label] for label in np.unique(labels)}
-    for label, found in of_class.items():
-        if len(found) < shots:
-            raise ValueError(f"shots: class {label} has {len(found)} examples left, {shots} are wanted")
-    train = np.concatenate([found[:shots] for found in of_class.values()])
+    train = _first_of_each(labels, rest, shots)
     if num_test is None:
         test = rest[~np.isin(rest, train)]
         if not len(test):
             raise ValueError(f"shots: {shots} of each class are all there are, none is left to test on")
     return train, test
+
+
+def _first_of_each(labels: np.ndarray, order: np.ndarray, shots: int) -> np.ndarray:
+    """The first `shots` indices of each class, class by class, among those in `order`."""
+    of_class = {label: order[labels[order] == label] for label in np.unique(labels)}
+    for label, found in of_class.items():
+        if len(found) < shots:
+            raise ValueError(f"shots: class {label} has {len(found)} examples left, {shots} are wanted")
+    return np.concatenate([found[:shots] for found in of_class.values()])
 
 
 def pipeline(

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from bitlib import augment, checkpoint, loop, ops, zoo
 from bitlib.hyperrule import Plan
+from bitlib.inputs import are_vectors
 from bitlib.model import BiT
 from bitlib.resume import STATE as STATE
 from bitlib.resume import History, Saved
@@ -48,7 +49,10 @@ def fit(
     tensorboard: str | os.PathLike | None = None,
     jit_compile: bool = False,
 ) -> History:
-    """Tune a model in place: SGD with momentum, softmax cross-entropy, everything else by the plan.
+    """Tune a model in place: SGD with momentum, cross-entropy, everything else by the plan.
+
+    The cross-entropy is that of a softmax. Where labels are vectors, of which several classes may be true,
+    it is that of a sigmoid for each class, summed over classes.
 
     Called inside the scope of a `tf.distribute` strategy, or with a model made in one, it trains on all
     of its replicas, which share each batch of the plan. The same seed gives the same batches however many
@@ -57,8 +61,8 @@ def fit(
     Args:
         model: a `bitlib.model.BiT` with a head, such as `bitlib.load(name, head=10)` gives; that head
             starts at zero, as the rule wants it.
-        train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]`; or an unbatched
-            `tf.data.Dataset` of such pairs.
+        train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]`, or vectors `[N, classes]` of
+            numbers in [0, 1]; or an unbatched `tf.data.Dataset` of such pairs.
         plan: of `bitlib.hyperrule.plan`.
         validation: as `train`; resized only, and every example counted once.
         seed: of the order of examples, crops, flips and MixUp.
@@ -87,6 +91,7 @@ def fit(
     """
     _check(model, plan, freeze, accumulate, save_every, validate_every)
     variables = _trainable(model, freeze)
+    entropy = _entropy(train)
     strategy = loop.strategy_of(model)
     if plan.batch_size % strategy.num_replicas_in_sync:
         raise ValueError(
@@ -109,11 +114,11 @@ def fit(
     if validation is not None:
         examples = augment.evaluation_batches(validation, plan, _num_classes(model))
         forward = _forward(model, plan)
-        validate = lambda: _evaluate(forward, examples)  # noqa: E731
+        validate = lambda: _evaluate(forward, examples, entropy)  # noqa: E731
     loop.Loop(
         plan.steps,
         plan.learning_rate,
-        _train_step(model, optimizer, variables, strategy, plan, accumulate, jit_compile),
+        _train_step(model, optimizer, variables, strategy, plan, accumulate, jit_compile, entropy),
         batches,
         validate,
         validate_every,
@@ -127,13 +132,17 @@ def fit(
         tensorboard=tensorboard,
     )
     card = model.card or zoo.own_card(model.name)
-    model.card = replace(card, resolution=plan.crop, short_side=None, antialias=False, activation="softmax")
+    activation = "softmax" if entropy is softmax_cross_entropy else "sigmoid"
+    model.card = replace(card, resolution=plan.crop, short_side=None, antialias=False, activation=activation)
     model.tuned = True
     return history
 
 
 def evaluate(model: BiT, examples: Examples, plan: Plan, batch_size: int = 64) -> tuple[float, float]:
     """Accuracy in [0, 1] and mean cross-entropy in nats, of every example once; resized to `plan.crop`.
+
+    Where labels are vectors, each of their numbers counts by itself: true if it is above a half, and told if
+    the logit is above 0.
 
     Args:
         model: a `bitlib.model.BiT` with a head.
@@ -144,9 +153,8 @@ def evaluate(model: BiT, examples: Examples, plan: Plan, batch_size: int = 64) -
     Raises:
         ValueError: `examples` are of other shapes, dtypes or ranges, or there are none.
     """
-    return _evaluate(
-        _forward(model, plan), augment.evaluation_batches(examples, plan, _num_classes(model), batch_size)
-    )
+    batches = augment.evaluation_batches(examples, plan, _num_classes(model), batch_size)
+    return _evaluate(_forward(model, plan), batches, _entropy(examples))
 
 
 def predict(model: BiT, images: np.ndarray | tf.data.Dataset, plan: Plan, batch_size: int = 64) -> np.ndarray:
@@ -237,13 +245,36 @@ def _optimizer(model: BiT, plan: Plan):
     return optimizer
 
 
-def _train_step(model: BiT, optimizer, variables, strategy, plan: Plan, accumulate=1, jit_compile=False):
-    """A function from a batch of images and one-hot labels to its cross-entropy; it updates the weights."""
+def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Of one class each: labels, logits float `[N, classes]` -> float `[N]`, in nats."""
+    return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
+
+
+def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Of any number of classes each: labels, logits float `[N, classes]` -> float `[N]`, in nats."""
+    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
+
+
+def _entropy(examples: Examples):
+    return sigmoid_cross_entropy if are_vectors(examples) else softmax_cross_entropy
+
+
+def _train_step(
+    model: BiT,
+    optimizer,
+    variables,
+    strategy,
+    plan: Plan,
+    accumulate=1,
+    jit_compile=False,
+    entropy=softmax_cross_entropy,
+):
+    """A function from a batch of images and label vectors to its cross-entropy; it updates the weights."""
 
     def loss_of(images, labels):
         with ops.computed_by(model, ops.fast(compiled=jit_compile)):
             logits = tf.cast(model(images, training=True), tf.float32)
-        return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels, logits)) / plan.batch_size
+        return tf.reduce_sum(entropy(labels, logits)) / plan.batch_size
 
     return loop.train_step(loss_of, optimizer, variables, strategy, accumulate)
 
@@ -255,12 +286,15 @@ def _forward(model: BiT, plan: Plan):
     )
 
 
-def _evaluate(forward, batches: tf.data.Dataset) -> tuple[float, float]:
-    correct, loss, count = 0, 0.0, 0
+def _evaluate(forward, batches: tf.data.Dataset, entropy) -> tuple[float, float]:
+    correct, loss, count = 0.0, 0.0, 0
     for images, labels in batches:
-        logits = forward(images)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
-        loss += float(tf.reduce_sum(losses))
-        correct += int(np.sum(np.argmax(logits, axis=-1) == labels))
+        logits = tf.cast(forward(images), tf.float32)
+        if entropy is softmax_cross_entropy:
+            correct += int(np.sum(np.argmax(logits, axis=-1) == labels))
+            labels = tf.one_hot(labels, logits.shape[-1])
+        else:
+            correct += float(np.mean((logits > 0) == (labels > 0.5), axis=-1).sum())
+        loss += float(tf.reduce_sum(entropy(labels, logits)))
         count += len(labels)
     return correct / count, loss / count

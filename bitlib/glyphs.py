@@ -142,18 +142,20 @@ def glyphs_by_class() -> tuple[list[np.ndarray], np.ndarray, list[str]]:
     return list(pictures), labels, list(names("glyph1k"))
 
 
-def augment_glyphs(masks: ArrayLike, seed: ArrayLike) -> tf.Tensor:
-    """Turn glyph masks into pictures: warped, thickened or thinned, blurred, coloured, noisy.
+def augment_glyphs(masks: ArrayLike, seed: ArrayLike, size: int = GLYPH_SIZE) -> tf.Tensor:
+    """Turn glyph masks into pictures: thickened or thinned, bent, placed anywhere, blurred, coloured, noisy.
 
-    Handwriting is what a font is not: slanted, uneven, of any thickness, scanned at any resolution.
-    The ranges below are meant to be wide enough to cover it; they were chosen once, not tuned on any.
+    Handwriting is what a font is not: slanted, uneven, of any thickness, scanned at any resolution. And as
+    with the random resized crops of published models, a glyph covers a third of the picture's side or all
+    of it, and stands off its centre. The ranges were chosen once, not tuned on any task of the pages.
 
     Args:
-        masks: uint8 `[N, 64, 64]`, 255 for ink.
+        masks: uint8 `[N, 64, 64]`, 255 for ink, as of `glyph_masks`.
         seed: int `[2]`; the same seed gives the same pictures.
+        size: height and width of the pictures, in pixels.
 
     Returns:
-        float32 `[N, 64, 64, 3]` in [-1, 1].
+        float32 `[N, size, size, 3]` in [-1, 1].
     """
     import tensorflow as tf
 
@@ -167,31 +169,38 @@ def augment_glyphs(masks: ArrayLike, seed: ArrayLike) -> tf.Tensor:
         return tf.random.stateless_normal((count, *shape), next(seeds))
 
     ink = tf.cast(masks, tf.float32)[..., None] / 255
-    ink = _warp(ink, uniform, normal)
     # Strokes: towards the brightest neighbour (thicker) or the darkest (thinner), by a random amount.
     weight = uniform(-1.0, 1.0, 1, 1, 1)
     thick = tf.nn.max_pool2d(ink, 5, 1, "SAME")
     thin = -tf.nn.max_pool2d(-ink, 3, 1, "SAME")
     ink += tf.nn.relu(weight) * (thick - ink) + 0.8 * tf.nn.relu(-weight) * (thin - ink)
-    # Resolution: a third stays sharp, a third passes through 9-15 pixels, a third through 14-31.
-    sharp, coarse, medium = tf.split(ink, [count - 2 * (count // 3), count // 3, count // 3])
-    parts = [sharp]
+    # Resolution: a third stays sharp, a third passes through 9-15 pixels, a third through 14-31. The fewer
+    # the pixels, the more of the picture the glyph covers: what is left of it can still be read.
+    thirds = count - 2 * (count // 3), count // 3, count // 3
+    least = tf.concat([tf.fill([n], least) for n, least in zip(thirds, (0.33, 0.6, 0.45), strict=True)], 0)
+    ink = _warp(ink, least, 2 * size if size < GLYPH_SIZE else size, uniform, normal)
+    sharp, coarse, medium = tf.split(ink, thirds)
+    parts = [tf.image.resize(sharp, (size, size), "area")]
     for images, low, high, method in ((coarse, 9, 16, "bilinear"), (medium, 14, 32, "bicubic")):
         side = tf.random.stateless_uniform((), next(seeds), low, high, tf.int32)
         images = tf.image.resize(images, (side, side), "area")
-        parts.append(tf.image.resize(images, (GLYPH_SIZE, GLYPH_SIZE), method))
+        parts.append(tf.image.resize(images, (size, size), method))
     ink = tf.clip_by_value(tf.concat(parts, 0), 0.0, 1.0)
     return _paint(ink, uniform, normal)
 
 
-def _warp(images, uniform, normal):
-    """Rotate, shear, scale, shift and bend `[N, S, S, 1]`, each image by draws of its own."""
+def _warp(images, least, size, uniform, normal):
+    """Rotate, shear, scale, shift and bend `[N, 64, 64, 1]` into `[N, size, size, 1]`, each by its own draws.
+
+    The longer side of a glyph becomes `least` (float32 `[N]`) to all of the picture's, all ratios alike.
+    """
     import tensorflow as tf
 
-    size = GLYPH_SIZE
     angle, shear = uniform(-0.3, 0.3), uniform(-0.35, 0.35)
-    zoom, aspect = tf.exp(uniform(-0.5, 0.3)), tf.exp(uniform(-0.3, 0.3))
-    shift = uniform(-0.15, 0.15, 1, 1, 2)
+    share, aspect = tf.exp(uniform(0.0, 1.0) * tf.math.log(least)), tf.exp(uniform(-0.3, 0.3))
+    zoom = share / (11 / 16)
+    free = tf.maximum(0.15, 0.9 * (1 - share))  # how far from the centre it may stand
+    shift = uniform(-1.0, 1.0, 1, 1, 2) * free[:, None, None, None]
     cos, sin = tf.cos(angle), tf.sin(angle)
     rotation = tf.stack([tf.stack([cos, -sin], -1), tf.stack([sin, cos], -1)], 1)
     slant = tf.stack(
@@ -204,11 +213,11 @@ def _warp(images, uniform, normal):
     grid = tf.einsum("nij,nyxj->nyxi", inverse, grid)
     bend = tf.image.resize(normal(5, 5, 2), (size, size), "bicubic")
     grid += uniform(0.0, 0.09, 1, 1, 1) * bend
-    return _sample(images, (grid + 1) * (size - 1) / 2)
+    return _sample(images, (grid + 1) * (GLYPH_SIZE - 1) / 2)
 
 
 def _sample(images, points):
-    """Read `[N, S, S, 1]` at `points` `[N, S, S, 2]` (x, y in pixels), bilinearly; 0 outside."""
+    """Read `[N, 64, 64, 1]` at `points` `[N, H, W, 2]` (x, y in pixels), bilinearly; 0 outside."""
     import tensorflow as tf
 
     size = GLYPH_SIZE
@@ -229,6 +238,7 @@ def _paint(ink, uniform, normal):
     """Ink `[N, S, S, 1]` in [0, 1] -> pictures `[N, S, S, 3]` in [-1, 1], dark on light or light on dark."""
     import tensorflow as tf
 
+    height, width = ink.shape[1:3]
     contrast = uniform(0.35, 1.0, 1, 1, 1)
     darker = uniform(0.0, 1.0, 1, 1, 1) * (1 - contrast)
     light_ink = tf.cast(uniform(0.0, 1.0, 1, 1, 1) < 0.5, tf.float32)
@@ -238,7 +248,7 @@ def _paint(ink, uniform, normal):
     paper += tinted * 0.15 * normal(1, 1, 3)
     ink_colour += tinted * 0.15 * normal(1, 1, 3)
     soiled = tf.cast(uniform(0.0, 1.0, 1, 1, 1) < 0.5, tf.float32)
-    paper += soiled * 0.1 * tf.image.resize(normal(4, 4, 1), (GLYPH_SIZE, GLYPH_SIZE), "bicubic")
+    paper += soiled * 0.1 * tf.image.resize(normal(4, 4, 1), (height, width), "bicubic")
     picture = paper + ink * (ink_colour - paper)
-    picture += soiled * uniform(0.0, 0.1, 1, 1, 1) * normal(GLYPH_SIZE, GLYPH_SIZE, 1)
+    picture += soiled * uniform(0.0, 0.1, 1, 1, 1) * normal(height, width, 1)
     return 2 * tf.clip_by_value(picture, 0.0, 1.0) - 1

@@ -49,24 +49,39 @@ def check_range(images: ArrayLike) -> None:
         )
 
 
+def are_vectors(examples: Examples) -> bool:
+    """Whether each label is a vector with a number for each class (several may be true), not one integer."""
+    if isinstance(examples, tuple):
+        return np.ndim(examples[1]) == 2
+    rank = examples.element_spec[1].shape.rank
+    return rank == 1 if rank is not None else any(label.shape.rank == 1 for _, label in examples.take(1))
+
+
 def check_examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
     """Check labelled images.
 
     Raises:
-        ValueError: `images` are not float `[N, H, W, 3]` in [-1, 1], N at least 1; or `labels` are not N
-            integers from 0 to `num_classes - 1`.
+        ValueError: `images` are not float `[N, H, W, 3]` in [-1, 1], N at least 1; or `labels` are neither N
+            integers from 0 to `num_classes - 1` nor N vectors of `num_classes` numbers in [0, 1].
     """
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images: expected shape [N, H, W, 3], received {list(images.shape)}")
-    if labels.shape != images.shape[:1]:
+    if labels.shape not in (images.shape[:1], (len(images), num_classes)):
         raise ValueError(
-            f"labels: expected one integer for each of {len(images)} images, received shape {labels.shape}"
+            f"labels: expected one integer for each of {len(images)} images, or a vector of {num_classes} "
+            f"numbers, as the model has {num_classes} classes; received shape {labels.shape}"
         )
     if not len(images):
         raise ValueError("images: expected at least one, received none")
-    if labels.dtype.kind not in "iu":
+    if labels.ndim == 2:
+        if labels.dtype.kind not in "biuf" or not ((labels >= 0) & (labels <= 1)).all():
+            raise ValueError(
+                f"labels: expected vectors of numbers in [0, 1], received {labels.dtype} from "
+                f"{labels.min()} to {labels.max()}"
+            )
+    elif labels.dtype.kind not in "iu":
         raise ValueError(f"labels: expected integers, received {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= num_classes:
+    elif labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"labels: expected 0 to {num_classes - 1}, as the model has {num_classes} classes; "
             f"received {labels.min()} to {labels.max()}"

@@ -289,24 +289,28 @@ def card(name: str) -> Card:
     Raises:
         ValueError: no such model; the message lists the nearest names, or the members of a collection.
     """
+    if found := _find(name):
+        return found
+    if is_collection(name):
+        members = ", ".join(handles(name))
+        raise ValueError(f"name: {name!r} is a collection; choose one of its members: {members}")
+    shown = str(name) if len(str(name)) <= 80 else f"{str(name)[:80]}…"
+    raise ValueError(f"name: no published BiT is called {shown!r}; nearest: {_nearest(hub.bare(name)[:200])}")
+
+
+def _find(name: str) -> Card | None:
     if found := hub.find(name):
         handle, known = found
         module = hub.module(known)
         return replace(
             _cards()[module.checkpoint], handle=handle, output=module.output, input_range=module.input_range
         )
-    if is_collection(name):
-        members = ", ".join(handles(name))
-        raise ValueError(f"name: {name!r} is a collection; choose one of its members: {members}")
     bare = hub.bare(name)
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
     called = _spellings().get(wanted)
     # The paper's name is the end of a handle too: behind a misspelt owner, which was meant is not clear.
     of_a_file = called and wanted == called.lower() and not bare.startswith(("google/bit/", "sayakpaul/"))
-    if called and ("/" not in bare or of_a_file):
-        return _cards()[called]
-    shown = str(name) if len(str(name)) <= 80 else f"{str(name)[:80]}…"
-    raise ValueError(f"name: no published BiT is called {shown!r}; nearest: {_nearest(bare[:200])}")
+    return _cards()[called] if called and ("/" not in bare or of_a_file) else None
 
 
 def card_of(source: str | os.PathLike) -> Card:
@@ -318,13 +322,10 @@ def card_of(source: str | os.PathLike) -> Card:
     Raises:
         ValueError: neither a file nor the name of a published BiT.
     """
-    try:
-        return card(str(source))
-    except ValueError:
-        path = Path(source)
-        if not (isinstance(source, os.PathLike) or path.suffix == ".npz" or is_file(path)):
-            raise
-        return own_card(path.stem, path.name)
+    path = Path(source)
+    if isinstance(source, os.PathLike) or path.suffix == ".npz" or is_file(path):
+        return _find(str(source)) or own_card(path.stem, path.name)
+    return card(str(source))
 
 
 def own_card(name: str, file: str = "") -> Card:

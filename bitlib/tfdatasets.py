@@ -1,0 +1,116 @@
+"""Data sets of TensorFlow Datasets, by name: a split in memory, its pictures encoded, or read from disk."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitlib.settings import offline
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def tfds(
+    name: str, split: str = "train", data_dir: str | os.PathLike | None = None
+) -> tuple[list, np.ndarray, list[str]]:
+    """A split of TensorFlow Datasets (`cifar10`, `oxford_flowers102`), as a labelled set.
+
+    Pictures stay encoded, as they are stored, until they are used; the whole split is in memory so.
+
+    Args:
+        name: of a data set with one picture and one class label an example, with its version if wanted.
+        split: as TFDS writes them: `train`, `test`, `train[:10000]`, `train+validation`.
+        data_dir: the folder of an offline copy; None for TFDS' own. What is not there is downloaded by
+            TFDS, unless `BITLIB_OFFLINE` is 1.
+
+    Returns:
+        encoded pictures (bytes), labels int64 `[N]`, class names.
+
+    Raises:
+        ImportError: tensorflow-datasets is not installed.
+        ValueError: there is no such data set or split, it is not of pictures and class labels, or it is
+            not on this machine and `BITLIB_OFFLINE` forbids to get it.
+    """
+    builder, (image, label) = builder_of(name, data_dir)
+    stored = _stored(builder, name, split, image)
+    pairs = [(example[image], example[label]) for example in stored.as_numpy_iterator()]
+    pictures, labels = zip(*pairs, strict=True)
+    return list(pictures), np.array(labels, np.int64), list(builder.info.features[label].names)
+
+
+def stream(
+    name: str, split: str, size: int, data_dir: str | os.PathLike | None = None
+) -> tuple[tf.data.Dataset, list[str]]:
+    """As `tfds`, for a split that does not fit into memory: read from disk in each epoch.
+
+    Args:
+        name, split, data_dir: as of `tfds`.
+        size: height and width to resize to, bilinearly, in pixels.
+
+    Returns:
+        an unbatched `tf.data.Dataset` of images float32 `[size, size, 3]` in [-1, 1] and int64 labels, in the
+        order of its files; and the class names.
+
+    Raises:
+        ImportError, ValueError: as `tfds`.
+    """
+    import tensorflow as tf
+
+    builder, (image, label) = builder_of(name, data_dir)
+
+    def load(example):
+        decoded = tf.io.decode_image(example[image], 3, expand_animations=False)
+        resized = tf.image.resize(decoded, (size, size), "bilinear")
+        return tf.ensure_shape(resized, (size, size, 3)) / 127.5 - 1, example[label]
+
+    stored = _stored(builder, name, split, image)
+    return (
+        stored.map(load, tf.data.AUTOTUNE, deterministic=True),
+        list(builder.info.features[label].names),
+    )
+
+
+def builder_of(name: str, data_dir: str | os.PathLike | None):
+    """TFDS' own object for a data set, prepared; and the keys of its image and its label."""
+    try:
+        import tensorflow_datasets
+    except ImportError:
+        raise ImportError(
+            "tensorflow-datasets: the package is not installed; pip install 'bitlib[datasets]', "
+            'or use a folder of pictures, "digits" or "glyphs"'
+        ) from None
+
+    data_dir = None if data_dir is None else str(data_dir)
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=data_dir)
+    except tensorflow_datasets.core.DatasetNotFoundError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"name: no data set {name!r} in TensorFlow Datasets ({reason})") from error
+    keys: tuple = builder.info.supervised_keys or ()
+    features = builder.info.features
+    kinds = (tensorflow_datasets.features.Image, tensorflow_datasets.features.ClassLabel)
+    if len(keys) != 2 or not all(
+        isinstance(features[key], kind) for key, kind in zip(keys, kinds, strict=True)
+    ):
+        raise ValueError(f"name: {name} is not of pictures with one class label each")
+    if not builder.is_prepared():
+        if offline():
+            where = data_dir or "the folder of TensorFlow Datasets"
+            raise ValueError(f"name: {name} is not in {where}, and BITLIB_OFFLINE=1 forbids to download it")
+        builder.download_and_prepare()
+    return builder, keys
+
+
+def _stored(builder, name: str, split: str, image: str) -> tf.data.Dataset:
+    """The examples of a split, their pictures encoded as they are stored."""
+    import tensorflow_datasets
+
+    encoded = {image: tensorflow_datasets.decode.SkipDecoding()}
+    try:
+        return builder.as_dataset(split=split, decoders=encoded, shuffle_files=False)
+    except ValueError as error:
+        known = ", ".join(builder.info.splits)
+        raise ValueError(f"split: {name} has {known}, received {split!r}") from error
