@@ -56,7 +56,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 def digits_by_class() -> tuple[list[np.ndarray], np.ndarray, list[str]]:
     """scikit-learn's handwritten digits, as a labelled set."""
-    return labelled("digits")
+    pictures, labels, class_names = tasks.digits()
+    return list(pictures), labels, class_names
 
 
 def folder(path: str | os.PathLike, verify: bool = True) -> tuple[list[Path], np.ndarray, list[str]]:
@@ -140,7 +141,7 @@ def labelled(
         return glyphs_by_class()
     if _is_folder(name, data_dir):
         return folder(name)
-    return tfds(name, data_dir=data_dir)
+    return tfds(str(name), data_dir=data_dir)
 
 
 Part = tuple[Sequence, np.ndarray]
@@ -161,7 +162,8 @@ def splits(
     Args:
         name, data_dir: as of `labelled`.
         shots: examples of each class to learn from, drawn by `draw`; 0 for all.
-        num_test: examples to test on; None for all there are, of a set without its own splits a third.
+        num_test: examples to test on, at most; None for all that are not learnt from. Where all are to be
+            learnt from and there are no splits, a third is set aside, at most.
         seed: of what is drawn.
 
     Returns:
@@ -174,12 +176,12 @@ def splits(
     own = _own_splits(name, data_dir)
     if own is None:
         pictures, labels, class_names = labelled(name, data_dir)
-        count = num_test or len(labels) // 3
         if shots:
-            chosen, test = draw(labels, shots, count, seed)
+            chosen, test = draw(labels, shots, seed=seed)
+            test = np.random.default_rng(seed).permutation(test)[:num_test]
         else:
             order = np.random.default_rng(seed).permutation(len(labels))
-            test, chosen = order[:count], order[count:]
+            test, chosen = np.split(order, [min(num_test or len(order), len(order) // 3)])
         parts = [([pictures[i] for i in part], labels[part]) for part in (chosen, test)]
         return parts[0], parts[1], class_names
     (pictures, labels, class_names), (test_pictures, test_labels, test_names) = own
@@ -211,7 +213,7 @@ def _own_splits(name, data_dir):
     test = next((part for part in ("test", "validation") if part in known), None)
     if test is None or "train" not in known:
         return None
-    return tfds(name, "train", data_dir), tfds(name, test, data_dir)
+    return tfds(str(name), "train", data_dir), tfds(str(name), test, data_dir)
 
 
 def draw(

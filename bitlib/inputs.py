@@ -49,7 +49,7 @@ def check_range(images: ArrayLike) -> None:
         )
 
 
-def are_vectors(examples: Examples) -> bool:
+def are_vectors(examples: tuple | tf.data.Dataset) -> bool:
     """Whether each label is a vector with a number for each class (several may be true), not one integer."""
     if isinstance(examples, tuple):
         return np.ndim(examples[1]) == 2

@@ -590,3 +590,48 @@ def scores(values: Mapping[str, Sequence[float]], title: str, x_name: str = "acc
     means = ", ".join(f"{name} {np.mean(found):.1%}" for name, found in values.items())
     fig.alt = f"{title}: a dot for each repetition and the mean: {means}."
     return fig
+
+
+def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str) -> Figure:
+    """Accuracies by task and method: the mean, and a line over its interval.
+
+    Args:
+        values: by task, then by method: the mean in [0, 1] and half the width of its interval; an infinite
+            interval is not drawn.
+    """
+    methods = list(dict.fromkeys(method for found in values.values() for method in found))
+    fig, ax = _figure(size=(WIDTH, 0.9 + 0.16 * len(methods) * len(values) + 0.12 * len(values)))
+    for number, method in enumerate(methods):
+        colour, marker = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PURPLE, "^"), (RED, "v"), (GREY, "x"))[
+            number
+        ]
+        offset = 0.75 * ((number + 0.5) / len(methods) - 0.5)
+        for row, found in enumerate(values.values()):
+            if method in found:
+                mean, half = found[method]
+                ax.errorbar(
+                    mean, row + offset, xerr=half if np.isfinite(half) else None, fmt=marker, color=colour,
+                    ms=5, lw=1.4, label=method if method not in ax.get_legend_handles_labels()[1] else None,
+                )  # fmt: skip
+                ax.text(
+                    1.01, row + offset, f"{mean:.1%}", va="center", fontsize=7, color=colour,
+                    transform=ax.get_yaxis_transform(),
+                )  # fmt: skip
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    low = min(
+        mean - (half if np.isfinite(half) else 0)
+        for found in values.values()
+        for mean, half in found.values()
+    )
+    ax.set_xlim(max(0, low - 0.02), 1.005)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.grid(axis="x", color=GREY, alpha=0.3)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(methods), frameon=False)
+    _plain(ax, title, "accuracy")
+    listed = "; ".join(
+        f"{task}: " + ", ".join(f"{method} {mean:.0%}" for method, (mean, _) in found.items())
+        for task, found in values.items()
+    )
+    fig.alt = f"{title}, means with intervals. {listed}."
+    return fig

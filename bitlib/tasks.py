@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,31 +61,41 @@ def faces() -> Task:
     return np.round(255 * faces).astype(np.uint8), np.repeat([0, 1], 100), ["face", "no face"]
 
 
+PHOTOGRAPHS = {
+    "astronaut": "astronaut.png",
+    "cat": "chelsea.png",
+    "coffee": "coffee.png",
+    "galaxies": "hubble_deep_field.jpg",
+    "retina": "retina.jpg",
+    "rocket": "rocket.jpg",
+    "tissue": "ihc.png",
+}
+"""Names and files of the photographs that scikit-image carries, as far as they are free for any use."""
+
+
+def photograph(name: str) -> np.ndarray:
+    """One of `PHOTOGRAPHS`, whole: uint8 `[H, W, 3]`."""
+    from PIL import Image
+
+    return np.asarray(Image.open(_carried("skimage", "data", PHOTOGRAPHS[name])))
+
+
 def photographs() -> Task:
-    """Natural: which of seven photographs a patch of 48×48 pixels was cut from, in colour; no two overlap.
+    """Natural: which of seven photographs a patch of 40×40 pixels was cut from, in colour; no two overlap.
 
     From scikit-image, all in the public domain or CC0: an astronaut, Hubble's deep field (both NASA), a
     rocket (SpaceX), a cat (Stefan van der Walt), a cup of coffee (Rachel Michetti), a retina (Mikael
     Häggström), stained tissue.
     """
-    files = {
-        "astronaut": "astronaut.png",
-        "cat": "chelsea.png",
-        "coffee": "coffee.png",
-        "galaxies": "hubble_deep_field.jpg",
-        "retina": "retina.jpg",
-        "rocket": "rocket.jpg",
-        "tissue": "ihc.png",
-    }
-    return _patches(files, 48)
+    return _patches(PHOTOGRAPHS, 40, 120)
 
 
 def textures() -> Task:
-    """Specialised: brick, grass or gravel, in patches of 32×32 grey pixels; no two overlap.
+    """Specialised: whether a patch shows brick or grass or gravel; 762 patches, 32×32 grey pixels.
 
     From scikit-image; CC0Textures and others (CC0).
     """
-    return _patches({name: f"{name}.png" for name in ("brick", "grass", "gravel")}, 32)
+    return _patches({name: f"{name}.png" for name in ("brick", "grass", "gravel")}, 32, 256)
 
 
 def counting() -> Task:
@@ -99,7 +111,7 @@ def counting() -> Task:
     labels = np.arange(3000) % 4
     pictures = np.zeros((len(labels), GLYPH_SIZE, GLYPH_SIZE), np.uint8)
     for picture, label in zip(pictures, labels, strict=True):
-        for top, left in _apart(rng, label + 1, GLYPH_SIZE - 24, 15):
+        for top, left in _apart(rng, int(label) + 1, GLYPH_SIZE - 24, 15):
             place = picture[top : top + 24, left : left + 24]
             np.maximum(place, small[rng.integers(len(small))], out=place)
     return pictures, labels, _numbered(5)[1:]
@@ -124,21 +136,34 @@ def angles() -> Task:
 
 
 def typefaces() -> Task:
-    """Structured: in which of four typefaces a character is drawn; 3000 glyphs of 64×64 pixels.
+    """Structured: in which of four typefaces a letter is drawn, regular or bold; glyphs of 64×64 pixels.
 
-    DejaVu Sans, Serif and Sans Mono, and STIX, as matplotlib ships them (Bitstream Vera and OFL).
+    As many of each. DejaVu Sans, Serif, Sans Mono (Bitstream Vera) and STIX (OFL), as matplotlib ships them.
     """
-    fonts = {"Sans": "DejaVuSans", "Serif": "DejaVuSerif", "Mono": "DejaVuSansMono", "STIX": "STIXGeneral"}
-    drawn = [glyph_pictures(glyph_classes(), (font,))[0] for font in fonts.values()]
-    drawn = [np.random.default_rng(2).permutation(pictures)[:750] for pictures in drawn]
-    return np.concatenate(drawn), np.repeat(np.arange(len(fonts)), 750), list(fonts)
+    fonts = {
+        "Sans": ("DejaVuSans", "DejaVuSans-Bold"),
+        "Serif": ("DejaVuSerif", "DejaVuSerif-Bold"),
+        "Mono": ("DejaVuSansMono", "DejaVuSansMono-Bold"),
+        "STIX": ("STIXGeneral", "STIXGeneralBol"),
+    }
+    letters = [character for character in glyph_classes() if character.isalpha()]
+    drawn = [glyph_pictures(letters, styles)[0] for styles in fonts.values()]
+    count = min(map(len, drawn))
+    drawn = [np.random.default_rng(2).permutation(pictures)[:count] for pictures in drawn]
+    return np.concatenate(drawn), np.repeat(np.arange(len(fonts)), count), list(fonts)
 
 
-TASKS = {
+TASKS: dict[str, Callable[[], Task]] = {
     "digits": digits, "mnist": mnist, "faces": faces, "photographs": photographs, "textures": textures,
     "counting": counting, "angles": angles, "typefaces": typefaces,
 }  # fmt: skip
 """The tasks by name, natural ones first, structured ones last."""
+
+
+def about(name: str) -> tuple[str, str]:
+    """The group of a task and what it asks, as its docstring begins."""
+    group, question = re.match(r"(\w+): ([^,;.]+)", TASKS[name].__doc__ or "").groups()  # type: ignore[union-attr]
+    return group, question
 
 
 def _numbered(count: int) -> list[str]:
@@ -157,17 +182,22 @@ def _carried(package: str, *parts: str) -> Path:
     return Path(spec.submodule_search_locations[0], *parts)
 
 
-def _patches(files: dict[str, str], size: int) -> Task:
-    """Each picture cut into squares of `size` pixels, those that fit."""
+def _patches(files: dict[str, str], size: int, most: int) -> Task:
+    """Each picture cut into squares of `size` pixels, `most` of them."""
     from PIL import Image
 
     found, labels = [], []
     for label, file in enumerate(files.values()):
         picture = np.asarray(Image.open(_carried("skimage", "data", file)))
         rows, columns = (side // size for side in picture.shape[:2])
-        for row, column in np.ndindex(rows, columns):
-            found.append(picture[row * size : (row + 1) * size, column * size : (column + 1) * size])
-            labels.append(label)
+        patches = [
+            picture[row * size : (row + 1) * size, column * size : (column + 1) * size]
+            for row, column in np.ndindex(rows, columns)
+        ]
+        patches = [patch for patch in patches if patch.std() > 8]  # not of one colour
+        order = np.random.default_rng(label).permutation(len(patches))[:most]
+        found += [patches[i] for i in order]
+        labels += [label] * len(order)
     return np.stack(found), np.array(labels), list(files)
 
 

@@ -11,9 +11,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 
 import bitlib
-from bitlib import augment, checkpoint, datasets, finetune, hyperrule, images
+from bitlib import augment, checkpoint, datasets, features, finetune, hyperrule, images
 from bitlib.model import BiT
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +99,68 @@ class TestRule:
         (one, first), (other, second) = tuned
         assert one == other
         assert_same(first, second)
+
+
+class TestVectors:
+    """Labels that are vectors: any number of classes may be true, each by a sigmoid of its own."""
+
+    @pytest.fixture
+    def several(self, examples):
+        return examples[0], np.random.default_rng(1).integers(0, 2, (24, 3)).astype("float32")
+
+    @pytest.mark.slow
+    def test_the_loss_is_a_sigmoid_for_each_class(self, model, several):
+        history = finetune.fit(model, several, a_plan(steps=3), several, verbose=0)
+        np.testing.assert_allclose(history.loss[0], 3 * np.log(2), rtol=1e-6)
+        assert model.card.activation == "sigmoid"
+        logits = finetune.predict(model, several[0], a_plan())
+        probability = 1 / (1 + np.exp(-logits.astype(float)))
+        truth = several[1].astype(bool)
+        loss = -np.log(np.where(truth, probability, 1 - probability)).sum(axis=1).mean()
+        accuracy, found = finetune.evaluate(model, several, a_plan())
+        assert found == pytest.approx(loss, rel=1e-5)
+        assert accuracy == pytest.approx(((logits > 0) == truth).mean())
+        assert history.validation_accuracy == [pytest.approx(accuracy)]
+
+    @pytest.mark.slow
+    def test_arrays_and_datasets_give_the_same(self, small_npz, several):
+        losses = [
+            finetune.fit(
+                bitlib.load(small_npz, head=3), train, a_plan(steps=2, mixup_alpha=0.2), verbose=0
+            ).loss
+            for train in (several, tf.data.Dataset.from_tensor_slices(several))
+        ]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+
+    def test_refusals(self, model, several):
+        images, labels = several
+        with pytest.raises(
+            ValueError, match=r"^labels: .* a vector of 3 numbers, as the model has 3 classes"
+        ):
+            finetune.fit(model, (images, labels[:, :2]), a_plan())
+        with pytest.raises(ValueError, match=r"^labels: expected vectors of numbers in \[0, 1\]"):
+            finetune.fit(model, (images, 2 * labels), a_plan())
+
+    @pytest.mark.slow
+    def test_two_digits_in_a_picture(self):
+        """Which digits are in it? Beside scikit-learn's one-versus-rest on the same model's features."""
+        scans, digits, _ = bitlib.tasks.mnist()
+        rng = np.random.default_rng(0)
+        pairs = rng.permutation(5000)[:1200].reshape(600, 2)
+        pictures = np.pad(
+            np.concatenate([scans[pairs[:, 0]], scans[pairs[:, 1]]], 2), ((0, 0), (14, 14), (0, 0))
+        )
+        truth = np.zeros((600, 10), "float32")
+        truth[np.arange(600)[:, None], digits[pairs]] = 1
+        batch = images.batch(pictures, bitlib.zoo.card(bitlib.zoo.BUNDLED))
+        vectors = features.extract(bitlib.load(bitlib.zoo.BUNDLED, head=None), batch)
+        probe = OneVsRestClassifier(LogisticRegression(max_iter=1000)).fit(vectors[:400], truth[:400])
+        plan = hyperrule.plan(
+            400, 64, **finetune.SMALL_MODEL | {"crop": 64, "resize": 64, "random_flip": False}
+        )
+        model = bitlib.load(bitlib.zoo.BUNDLED, head=10)
+        history = finetune.fit(model, (batch[:400], truth[:400]), plan, (batch[400:], truth[400:]), verbose=0)
+        assert history.validation_accuracy[-1] >= (probe.predict(vectors[400:]) == truth[400:]).mean()
 
 
 class TestFreeze:

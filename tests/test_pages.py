@@ -20,7 +20,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
-from bitlib import checkpoint, datasets, pages, zoo
+from bitlib import checkpoint, datasets, finetune, pages, zoo
 from bitlib.checkpoint import Architecture
 from tests.conftest import SMALL, random_arrays
 
@@ -221,21 +221,35 @@ QUICK = {"steps": 8, "batch_size": 16}
 class TestFineTuning:
     def test_a_folder_of_classes(self, papermilled, letters, tmp_path):
         page = papermilled("04", data_set=str(letters), shots=4, **QUICK)
-        assert "42 pictures of 3 classes\n12 to learn from, 18 to test on, none of them in both" in page
+        assert "12 pictures to learn from, 30 others to test on\n3 classes: A, B, Ж" in page
         tuned = checkpoint.load(tmp_path / "models" / "BiT-XS-R14x0.5" / "tuned.npz")
         assert tuned.num_classes == 3
 
     def test_another_seed_and_other_shots(self, run, letters):
         page = run("04", data_set=str(letters), seed=5, shots=2, draws=2, mistakes=False, **QUICK)
-        assert "6 to learn from, 18 to test on" in page
+        assert "6 pictures to learn from, 36 others to test on" in page
+        assert "fine-tuned against linear probe: " in page
         assert "resumed: the weights of an unbroken run, bit for bit" in page
 
     def test_a_data_set_of_tfds_and_another_checkpoint(self, run, trees, wide_npz):
         data = {"data_set": "trees", "data_dir": str(trees), "shots": 1, "mistakes": False}
         page = run("04", checkpoint=str(wide_npz), resolution=48, **data, **QUICK)
-        assert "12 pictures of 3 classes\n3 to learn from, 5 to test on" in page
+        assert "3 pictures to learn from, 5 others to test on" in page
         assert "through the hub: the same logits" in page
         assert "| crop | 48 |" in page
+
+
+class TestOneRule:
+    def test_another_task_and_seed(self, papermilled, monkeypatch):
+        page = papermilled("05", task="faces", seed=4)
+        assert "BiT-XS-R14x0.5 on faces, 100 pictures to learn from" in page
+        assert "no stored row for this checkpoint, task and seed" in page
+
+    def test_a_folder_and_another_checkpoint(self, run, letters, wide_npz, monkeypatch):
+        monkeypatch.setitem(finetune.SMALL_MODEL, "steps", 3)
+        page = run("05", task=str(letters), checkpoint=str(wide_npz))
+        assert "wide on " in page
+        assert "21 pictures to learn from" in page
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""Learn every task of the small VTAB by every method, and store the accuracies in data/small_vtab.csv.
+
+    python scripts/vtab.py                       what is missing in the file: nothing, usually
+    python scripts/vtab.py --output trial.csv --tasks mnist counting --seeds 1
+
+Two CPU cores need about half an hour for everything. Each row is written when it is known; a run that was
+stopped goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+from tqdm import tqdm
+
+from bitlib import checkpoint, tasks, vtab, zoo
+from bitlib.writing import replacing
+
+OUTPUT = Path(__file__).parent.parent / "data" / "small_vtab.csv"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--checkpoint", default=zoo.BUNDLED)
+    parser.add_argument("--tasks", nargs="*", default=list(tasks.TASKS))
+    parser.add_argument("--mistakes-on", nargs="*", default=["counting", "angles"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    options = parser.parse_args()
+
+    source = checkpoint.find(options.checkpoint)
+    wanted = [
+        (task, method, seed)
+        for seed in range(options.seeds)
+        for task in options.tasks
+        for method in (*vtab.METHODS, *(vtab.MISTAKES if task in options.mistakes_on else ()))
+    ]
+    results = vtab.stored(options.output) if options.output.is_file() else []
+    known = {result[:3] for result in results}
+    for task, method, seed in tqdm([row for row in wanted if row not in known], unit="row", disable=None):
+        accuracy = vtab.compute(source, task, method, seed)
+        results.append(vtab.Result(task, method, seed, round(accuracy, 4), str(datetime.date.today())))
+        print(*results[-1], flush=True)
+        with replacing(options.output) as temporary, temporary.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([vtab.Result._fields, *sorted(results)])
+        keras.utils.clear_session()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""scripts/reproduce.py, end to end on a small stand-in of a data set and of a checkpoint."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "reproduce.py"
+
+
+@pytest.mark.slow
+def test_seeds_are_trained_once_and_compared(small_npz, trees, tmp_path):
+    def run(seeds):
+        command = [
+            sys.executable,
+            SCRIPT,
+            small_npz,
+            "trees",
+            "--data-dir",
+            trees,
+            "--work",
+            tmp_path / "run",
+        ]
+        options = ["--seeds", seeds, "--steps", 2, "--batch-size", 4]
+        done = subprocess.run(
+            [str(part) for part in (*command, *options)], capture_output=True, text=True, check=True
+        )
+        lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+        return done.stdout, [json.loads(line) for line in lines]
+
+    _, first = run(1)
+    output, both = run(2)
+    assert both[0] == first[0]
+    assert [row["seed"] for row in both] == [0, 1]
+    assert [both[0][name] for name in ("train", "test", "steps", "batch_size")] == [12, 5, 2, 4]
+    assert "small-trees-all: median " in output
+    assert "of 2 seeds" in output
+    assert "published: no number known" in output
