@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CACHED_BYTES = 1 << 30
 """A dataset whose resized pictures fit into this memory is read once and cached; a larger one is read anew in
-each epoch, and shuffled within this memory."""
+each epoch, and shuffled within this memory. Three times as much is used for a moment, while one is cached."""
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -207,14 +207,14 @@ def _cached(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarr
     def resize(image, label):
         return tf.image.resize(tf.cast(image, tf.float32), (size, size), "bilinear"), label
 
-    images: list[np.ndarray] = []
+    images = np.empty((most, size, size, 3), np.float32)  # only what is filled takes memory
     labels: list[np.ndarray] = []
     for image, label in examples.map(resize, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator():
-        if len(images) == most:
+        if len(labels) == most:
             return None
-        images.append(image)
+        images[len(labels)] = image
         labels.append(label)
-    return np.stack(images), np.stack(labels)
+    return images[: len(labels)], np.stack(labels)
 
 
 def evaluation_batches(

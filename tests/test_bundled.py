@@ -63,11 +63,24 @@ def test_reads_fonts_it_never_saw_as_stated(model, row, fonts):
 
 
 @pytest.mark.slow
-def test_features_tell_digits_apart_as_stated(model):
+@pytest.mark.parametrize("size", [40, 48, 64, 96, 128])
+def test_bears_other_resolutions_as_stated(model, size):
+    pictures, truth = datasets.glyph_pictures(datasets.glyph_classes(), datasets.UNSEEN_STYLES)
+    some = slice(None, None, 4)
+    predicted = model.predict(images.batch(pictures[some], CARD, size), verbose=0).argmax(-1)
+    assert np.mean(predicted == truth[some]) == pytest.approx(stated(f"{size} pixels"), abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "side"), [("digits", 8), ("mnist", 28)])
+def test_features_tell_digits_apart_as_stated(model, task, side):
     """Logistic regression on pooled features, k digits of each class, 800 test images, five draws."""
-    pictures, targets = datasets.digits()
-    vectors = features.extract(model, images.batch(pictures, CARD))
-    for column, shots in enumerate((1, 5, 10, 50), start=1):
-        mean = features.few_shot(vectors, targets, shots).mean()
-        assert mean == pytest.approx(stated("features of BiT-XS", column), abs=0.01)
-        assert mean > stated("raw pixels", column) > 0.5
+    pictures, targets, _ = datasets.labelled(task)
+    batch = images.batch(pictures, CARD)
+    for row, vectors in (
+        (f"{task}, raw pixels", features.shrink(batch, side)),
+        (f"{task}, BiT-XS", features.extract(model, batch)),
+    ):
+        for column, shots in enumerate((1, 5, 10, 50), start=1):
+            mean = features.few_shot(vectors, targets, shots).mean()
+            assert mean == pytest.approx(stated(row, column), abs=0.01)

@@ -17,6 +17,7 @@ from sklearn.multiclass import OneVsRestClassifier
 import bitlib
 from bitlib import augment, checkpoint, datasets, features, finetune, hyperrule, images
 from bitlib.model import BiT
+from tests.conftest import PEAK, needs_proc
 
 ROOT = Path(__file__).parent.parent
 
@@ -161,6 +162,39 @@ class TestVectors:
         model = bitlib.load(bitlib.zoo.BUNDLED, head=10)
         history = finetune.fit(model, (batch[:400], truth[:400]), plan, (batch[400:], truth[400:]), verbose=0)
         assert history.validation_accuracy[-1] >= (probe.predict(vectors[400:]) == truth[400:]).mean()
+
+
+@needs_proc
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "resize", "share"), [(20_000, 64, 3), (50_000, 96, 1)])
+def test_memory_does_not_grow_with_the_data_set(tmp_path, small_npz, count, resize, share):
+    """50 000 pictures of 224 pixels are 30 GB; what is held of them is `CACHED_BYTES`, and some batches."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        PEAK
+        + """
+import sys
+import tensorflow as tf
+import bitlib
+from bitlib import augment, finetune, hyperrule
+
+def picture(index):
+    return tf.random.stateless_uniform((224, 224, 3), (index, 0), -1, 1), index % 3
+
+count, resize, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+examples = tf.data.Dataset.range(count).map(picture)
+plan = hyperrule.plan(count, 224, batch_size=16, steps=4, resize=resize, crop=32)
+model = bitlib.load(path, head=3)
+before = peak()
+history = finetune.fit(model, examples, plan, verbose=0)
+assert len(history.loss) == 4
+print(peak() - before)
+"""
+    )
+    command = [sys.executable, script, str(count), str(resize), small_npz]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < share * augment.CACHED_BYTES / 2**20 + 600
 
 
 class TestFreeze:
