@@ -146,7 +146,7 @@ def training_batches(
         images, labels = batch
         return mixup(images, labels, plan.mixup_alpha, seeded(2, step))
 
-    position, vectors = start * plan.batch_size, are_vectors(examples)
+    position = start * plan.batch_size
     if isinstance(examples, tf.data.Dataset):
         check_dataset(examples, num_classes)
         cached = _cached(examples, plan)
@@ -154,6 +154,7 @@ def training_batches(
         images, labels = (np.asarray(part) for part in examples)
         check_examples(images, labels, num_classes)
         cached = images, labels
+    vectors = are_vectors(examples)
     shuffled = _stream(examples, position, seeded) if cached is None else _drawn(*cached, position, seeded)
     return (
         shuffled.enumerate(position)
@@ -228,7 +229,6 @@ def evaluation_batches(
         A dataset of images float32 `[<= batch_size, crop, crop, 3]` and labels, int64 `[<= batch_size]` or
         float32 `[<= batch_size, num_classes]`, as they came.
     """
-    vectors = are_vectors(examples)
     if isinstance(examples, tf.data.Dataset):
         check_dataset(examples, num_classes)
     else:
@@ -236,6 +236,8 @@ def evaluation_batches(
         check_examples(images, labels, num_classes)
         with tf.device("CPU"):
             examples = tf.data.Dataset.from_tensor_slices((images, labels))
+
+    vectors = are_vectors(examples)
 
     def resize(image, label):
         label = tf.cast(label, tf.float32 if vectors else tf.int64)

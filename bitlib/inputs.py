@@ -49,12 +49,15 @@ def check_range(images: ArrayLike) -> None:
         )
 
 
-def are_vectors(examples: tuple | tf.data.Dataset) -> bool:
+def are_vectors(examples) -> bool:
     """Whether each label is a vector with a number for each class (several may be true), not one integer."""
-    if isinstance(examples, tuple):
+    spec = getattr(examples, "element_spec", None)
+    if spec is None:
         return np.ndim(examples[1]) == 2
-    rank = examples.element_spec[1].shape.rank
-    return rank == 1 if rank is not None else any(label.shape.rank == 1 for _, label in examples.take(1))
+    if not (isinstance(spec, tuple) and len(spec) == 2):
+        return False  # and no example at all, as `check_dataset` says
+    rank = spec[1].shape.rank
+    return rank == 1 if rank is not None else any(np.ndim(label) == 1 for _, label in examples.take(1))
 
 
 def check_examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
@@ -64,6 +67,11 @@ def check_examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> 
         ValueError: `images` are not float `[N, H, W, 3]` in [-1, 1], N at least 1; or `labels` are neither N
             integers from 0 to `num_classes - 1` nor N vectors of `num_classes` numbers in [0, 1].
     """
+    _check_pairs(images, labels, num_classes)
+    check_range(images)
+
+
+def _check_pairs(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images: expected shape [N, H, W, 3], received {list(images.shape)}")
     if labels.shape not in (images.shape[:1], (len(images), num_classes)):
@@ -86,11 +94,10 @@ def check_examples(images: np.ndarray, labels: np.ndarray, num_classes: int) -> 
             f"labels: expected 0 to {num_classes - 1}, as the model has {num_classes} classes; "
             f"received {labels.min()} to {labels.max()}"
         )
-    check_range(images)
 
 
 def check_dataset(examples: tf.data.Dataset, num_classes: int) -> None:
-    """Check a `tf.data.Dataset` by what it says of itself and by its first example.
+    """Check a `tf.data.Dataset` by what it says of itself and by its first examples.
 
     Raises:
         ValueError: it is not of pairs, it is batched, it has no end, it is empty; or as `check_examples`.
@@ -102,9 +109,13 @@ def check_dataset(examples: tf.data.Dataset, num_classes: int) -> None:
         raise ValueError(f"examples: expected pairs of an image and a label, received elements {spec}")
     if examples.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError("examples: a dataset without end; give one epoch of it, without repeat()")
-    for image, label in examples.take(1):
+    values: list[np.ndarray] = []
+    for image, label in examples.take(16):  # of one picture alone, [0, 1] may be a bright one in [-1, 1]
         if image.shape.rank == 4:
             raise ValueError(f"examples: expected an unbatched dataset, received batches {image.shape}")
-        check_examples(image.numpy()[None], np.asarray(label)[None], num_classes)
-        return
-    raise ValueError("examples: expected at least one example, received none")
+        if not values:
+            _check_pairs(image.numpy()[None], np.asarray(label)[None], num_classes)
+        values.append(image.numpy().ravel())
+    if not values:
+        raise ValueError("examples: expected at least one example, received none")
+    check_range(np.concatenate(values))

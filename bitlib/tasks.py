@@ -98,15 +98,16 @@ def textures() -> Task:
     return _patches({name: f"{name}.png" for name in ("brick", "grass", "gravel")}, 32, 256)
 
 
-def counting() -> Task:
+def counting(seed: int = 4) -> Task:
     """Structured: how many handwritten digits are in the picture, one to four; 3000 pictures of 64×64 pixels.
 
-    Scans of `mnist`, 24×24 pixels each, thrown at random; centres are at least 15 pixels apart.
+    Scans of `mnist`, 24×24 pixels each, thrown at random; centres are at least 15 pixels apart. Another seed
+    throws others: `bitlib.finetune.SMALL_MODEL` was chosen on those of seed 104.
     """
     from PIL import Image
 
     scans, _, _ = mnist()
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(seed)
     small = [np.asarray(Image.fromarray(scan).resize((24, 24), Image.Resampling.BOX)) for scan in scans]
     labels = np.arange(3000) % 4
     pictures = np.zeros((len(labels), GLYPH_SIZE, GLYPH_SIZE), np.uint8)
@@ -117,7 +118,7 @@ def counting() -> Task:
     return pictures, labels, _numbered(5)[1:]
 
 
-def angles() -> Task:
+def angles(seed: int = 8) -> Task:
     """Structured: by how much a handwritten digit is turned, in steps of 45°; 5000 pictures, 28×28.
 
     The 2, 3, 4, 5 and 7 of `mnist`, each scan at two angles. The others look alike when turned by half.
@@ -125,7 +126,7 @@ def angles() -> Task:
     from PIL import Image
 
     scans, digit, _ = mnist()
-    scans = np.random.default_rng(8).permutation(scans[np.isin(digit, (2, 3, 4, 5, 7))])
+    scans = np.random.default_rng(seed).permutation(scans[np.isin(digit, (2, 3, 4, 5, 7))])
     steps = np.arange(len(scans)) % 8
     labels = np.concatenate([steps, (steps + 3) % 8])
     turned = [
