@@ -1,6 +1,7 @@
-"""The names that published BiTs had on TensorFlow Hub, and what each of those modules took and gave.
+"""The names that published BiTs had on TensorFlow Hub, and have elsewhere: on Kaggle, where the hub's
+addresses lead since November 2023, in timm and in transformers.
 
-A handle is taken apart by its spelling alone; `bitlib.zoo` knows the cards that they lead to.
+A name is taken apart by its spelling alone; `bitlib.zoo` knows the cards that they lead to.
 """
 
 from __future__ import annotations
@@ -65,9 +66,43 @@ def module(handle: str) -> Module:
 
 
 def bare(name: str) -> str:
-    """A name or handle in lower case, without scheme, host and query."""
-    host = r"^(https?:)?/*((www\.)?tfhub\.dev|hub\.tensorflow\.google\.cn)/"
-    return re.sub(host, "", str(name).strip().lower()).partition("?")[0].strip("/")
+    """A name or handle in lower case, without scheme, host and query; one of Kaggle as the hub had it."""
+    host = (
+        r"^(https?:)?/*((www\.)?(tfhub\.dev|kaggle\.com/models|huggingface\.co)|hub\.tensorflow\.google\.cn)/"
+    )
+    path = re.sub(host, "", str(name).strip().lower()).partition("?")[0].strip("/")
+    path = re.sub(r"^(hf[-_]hub:)?timm/", "", path)
+    # Kaggle: owner/model/framework/variation, a hyphen for each underscore and slash of the handle.
+    path = re.sub(r"/(frameworks|variations|versions)(?=/)", "", path)
+    kaggle = re.fullmatch(r"(google/bit|(?:sp)?sayakpaul/[\w-]+)/tensorflow2/([\w-]+)(/\d+)?", path)
+    if not kaggle:
+        return path
+    owner, variation, version = kaggle.groups(default="")
+    if owner == "google/bit":
+        model, *kind = re.split(r"-(?=ilsvrc2012-|imagenet21k-)", variation)
+        variation = "/".join([f"bit/{model}", *(part.replace("-", "_") for part in kind)])
+    else:
+        variation = variation.replace("-", "_")
+    return f"{owner.split('/')[0].removeprefix('sp')}/{variation}{version}"
+
+
+@functools.cache
+def elsewhere() -> dict[str, str]:
+    """Names of the same weights in timm, of today and of before 0.9, and in transformers -> checkpoints."""
+    found = {
+        "google/bit-50": "BiT-M-R50x1-ILSVRC2012",
+        "resnetv2_50x1_bit.goog_distilled_in1k": "R50x1_224",
+        "resnetv2_50x1_bit_distilled": "R50x1_224",
+    }
+    for architecture in ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4"):
+        timm = f"resnetv2_{architecture[1:]}_bit"
+        found[f"{timm}.goog_in21k"] = found[f"{timm}m_in21k"] = f"BiT-M-{architecture}"
+        found[f"{timm}.goog_in21k_ft_in1k"] = found[f"{timm}m"] = f"BiT-M-{architecture}-ILSVRC2012"
+    for size, end in ((224, ""), (384, "_384")):
+        teacher = f"R152x2_T_{size}"
+        found[f"resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k{end}"] = teacher
+        found[f"resnetv2_152x2_bit_teacher{end}"] = teacher
+    return found
 
 
 def unversioned(name: str) -> str:

@@ -269,6 +269,9 @@ def _nearest(bare: str) -> str:
         if near:
             return ", ".join(near)
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
+    if wanted.startswith("resnetv2_"):
+        near = difflib.get_close_matches(wanted, hub.elsewhere(), 5, 0.5)
+        return ", ".join(near) or "bitlib.zoo.names() lists them all"
     word = wanted.rpartition("-")[2]  # of a task (`flowers`), which difflib finds too short to be near
     tasks = [name for name in _spellings() if name.startswith(wanted.removesuffix(word)) and word in name]
     near = tasks[:5] if "-run" in wanted else []
@@ -283,8 +286,9 @@ def card(name: str) -> Card:
 
     Args:
         name: as in `names()`, in any case, with or without folder, address and `.npz`; the paper's short
-            name (`M-R50x1`); or a handle of TensorFlow Hub, with or without host and version. The card of a
-            handle has the input range and the output of that module.
+            name (`M-R50x1`); a handle of TensorFlow Hub, or of Kaggle, where the hub leads today, with or
+            without host and version; or the name in timm (`resnetv2_50x1_bit.goog_in21k`) or transformers
+            (`google/bit-50`). The card of a handle has the input range and the output of that module.
 
     Raises:
         ValueError: no such model; the message lists the nearest names, or the members of a collection.
@@ -306,6 +310,8 @@ def _find(name: str) -> Card | None:
             _cards()[module.checkpoint], handle=handle, output=module.output, input_range=module.input_range
         )
     bare = hub.bare(name)
+    if bare in hub.elsewhere():
+        return _cards()[hub.elsewhere()[bare]]
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
     called = _spellings().get(wanted)
     # The paper's name is the end of a handle too: behind a misspelt owner, which was meant is not clear.

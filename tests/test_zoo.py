@@ -240,3 +240,66 @@ def test_vtab_resolution_follows_the_rule():
     assert zoo.card("BiT-M-R50x1-run0-svhn").resolution == 128
     assert zoo.card("BiT-M-R50x1-run0-sun397").resolution == 384
     assert zoo.card("BiT-M-R152x4-run0-sun397").resolution == 480
+
+
+@pytest.mark.parametrize(
+    ("name", "handle"),
+    [
+        ("https://www.kaggle.com/models/google/bit/TensorFlow2/m-r50x1/1", "google/bit/m-r50x1/1"),
+        (
+            "https://kaggle.com/models/google/bit/tensorFlow2/m-r50x1?tfhub-redirect=true",
+            "google/bit/m-r50x1/1",
+        ),
+        (
+            "https://www.kaggle.com/models/google/bit/frameworks/TensorFlow2/variations/"
+            "s-r50x3-ilsvrc2012-classification/versions/1",
+            "google/bit/s-r50x3/ilsvrc2012_classification/1",
+        ),
+        ("google/bit/tensorFlow2/m-r50x1", "google/bit/m-r50x1/1"),
+        ("google/bit/tensorFlow2/m-r101x3/1", "google/bit/m-r101x3/1"),
+        (
+            "google/bit/tensorFlow2/m-r50x1-imagenet21k-classification",
+            "google/bit/m-r50x1/imagenet21k_classification/1",
+        ),
+        (
+            "spsayakpaul/any-slug/tensorFlow2/distill-bit-r50x1-160-feature-extraction",
+            "sayakpaul/distill_bit_r50x1_160_feature_extraction/1",
+        ),
+    ],
+)
+def test_addresses_of_kaggle_lead_where_the_hubs_led(name, handle):
+    found, expected = zoo.card(name), zoo.card(handle)
+    assert found == expected
+    assert found.handle == handle
+
+
+def test_every_handle_has_an_address_on_kaggle():
+    for handle in zoo.handles("google/collections/bit"):
+        variation = handle.removeprefix("google/bit/").removesuffix("/1").replace("/", "-").replace("_", "-")
+        assert zoo.card(f"google/bit/tensorFlow2/{variation}/1").handle == handle
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("resnetv2_50x1_bit.goog_in21k", "BiT-M-R50x1"),
+        ("timm/resnetv2_152x4_bit.goog_in21k_ft_in1k", "BiT-M-R152x4-ILSVRC2012"),
+        ("hf-hub:timm/resnetv2_50x1_bit.goog_distilled_in1k", "R50x1_224"),
+        ("https://huggingface.co/timm/resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k_384", "R152x2_T_384"),
+        ("resnetv2_101x3_bitm_in21k", "BiT-M-R101x3"),
+        ("resnetv2_50x1_bitm", "BiT-M-R50x1-ILSVRC2012"),
+        ("resnetv2_152x2_bit_teacher", "R152x2_T_224"),
+        ("google/bit-50", "BiT-M-R50x1-ILSVRC2012"),
+    ],
+)
+def test_names_in_timm_and_transformers(name, known):
+    card = zoo.card(name)
+    assert card == zoo.card(known)
+    assert (card.output, card.input_range) == ("logits", (-1, 1))
+
+
+def test_near_misses_of_such_names():
+    with pytest.raises(ValueError, match="nearest: .*resnetv2_50x1_bit.goog_in21k"):
+        zoo.card("resnetv2_50x1_bit.google_in21k")
+    with pytest.raises(ValueError, match="nearest: .*google/bit/m-r50x1/1"):
+        zoo.card("gogle/bit/tensorFlow2/m-r50x1")
