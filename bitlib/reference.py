@@ -1,6 +1,7 @@
 """The whole network in NumPy and float64: slow, short, and the oracle every port is checked against.
 
-It shares no code with `bitlib.model`. It follows the published arrays name by name and the paper
+Or in any namespace that has NumPy's names, such as `jax.numpy`, where it can be jitted, differentiated and
+converted. It shares no code with `bitlib.model`. It follows the published arrays name by name and the paper
 (arXiv 1912.11370, section 2.1; arXiv 1603.05027; 1803.08494; 1903.10520) step by step.
 """
 
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-def standardize(kernel: np.ndarray) -> np.ndarray:
+def standardize(kernel: np.ndarray, xp=np) -> np.ndarray:
     """Zero mean and unit variance for each output channel of an HWIO kernel."""
-    kernel = np.array(kernel, np.float64)
+    kernel = xp.array(kernel, dtype=float)
     kernel -= kernel.mean(axis=(0, 1, 2))
-    kernel /= np.sqrt(kernel.var(axis=(0, 1, 2)) + 1e-10)
+    kernel /= xp.sqrt(kernel.var(axis=(0, 1, 2)) + 1e-10)
     return kernel
 
 
-def pad(x: np.ndarray, by: int) -> np.ndarray:
+def pad(x: np.ndarray, by: int, xp=np) -> np.ndarray:
     """Surround `[N, H, W, C]` with zeros."""
-    return np.pad(x, ((0, 0), (by, by), (by, by), (0, 0)))
+    return xp.pad(x, ((0, 0), (by, by), (by, by), (0, 0)))
 
 
 def windows(x: np.ndarray, size: int, stride: int) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
@@ -37,11 +38,11 @@ def windows(x: np.ndarray, size: int, stride: int) -> Iterator[tuple[tuple[int, 
             yield (i, j), x[:, i : i + height : stride, j : j + width : stride]
 
 
-def convolve(x: np.ndarray, kernel: np.ndarray, stride: int = 1) -> np.ndarray:
+def convolve(x: np.ndarray, kernel: np.ndarray, stride: int = 1, xp=np) -> np.ndarray:
     """A convolution with a standardised kernel, padded on both sides by half its size."""
     size = len(kernel)
-    kernel = standardize(kernel)
-    padded = pad(x, size // 2)
+    kernel = standardize(kernel, xp)
+    padded = pad(x, size // 2, xp)
     return sum(pixels @ kernel[place] for place, pixels in windows(padded, size, stride))
 
 
@@ -49,38 +50,39 @@ def group_norm_relu(
     x: np.ndarray,
     gamma: np.ndarray,
     beta: np.ndarray,
-    groups: int = 32,
+    xp=np,
 ) -> np.ndarray:
     """Normalise each image over 32 groups of channels, scale and shift each channel, rectify."""
-    grouped = x.reshape(*x.shape[:3], groups, -1)
+    grouped = x.reshape(*x.shape[:3], 32, x.shape[3] // 32)
     mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
     variance = grouped.var(axis=(1, 2, 4), keepdims=True)
-    normal = ((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
-    return np.maximum(normal * gamma + beta, 0)
+    normal = ((grouped - mean) / xp.sqrt(variance + 1e-5)).reshape(x.shape)
+    return xp.maximum(normal * gamma + beta, 0)
 
 
-def unit(x: np.ndarray, arrays: Mapping[str, np.ndarray], prefix: str, stride: int) -> np.ndarray:
+def unit(x: np.ndarray, arrays: Mapping[str, np.ndarray], prefix: str, stride: int, xp=np) -> np.ndarray:
     """A pre-activation bottleneck; the first of a block projects its shortcut."""
 
     def norm(x, name):
         gamma, beta = (arrays[f"{prefix}/{name}/group_norm/{p}"] for p in ("gamma", "beta"))
-        return group_norm_relu(x, gamma, beta)
+        return group_norm_relu(x, gamma, beta, xp)
 
     def kernel(name):
         return arrays[f"{prefix}/{name}/standardized_conv2d/kernel"]
 
     residual = norm(x, "a")
     projects = f"{prefix}/a/proj/standardized_conv2d/kernel" in arrays
-    shortcut = convolve(residual, kernel("a/proj"), stride) if projects else x
-    residual = convolve(residual, kernel("a"))
-    residual = convolve(norm(residual, "b"), kernel("b"), stride)
-    return shortcut + convolve(norm(residual, "c"), kernel("c"))
+    shortcut = convolve(residual, kernel("a/proj"), stride, xp) if projects else x
+    residual = convolve(residual, kernel("a"), 1, xp)
+    residual = convolve(norm(residual, "b"), kernel("b"), stride, xp)
+    return shortcut + convolve(norm(residual, "c"), kernel("c"), 1, xp)
 
 
-def root(arrays: Mapping[str, np.ndarray], images: ArrayLike) -> np.ndarray:
+def root(arrays: Mapping[str, np.ndarray], images: ArrayLike, xp=np) -> np.ndarray:
     """The 7×7 convolution and the pool, which has zeros, not minus infinity, at the border."""
-    x = convolve(np.asarray(images, np.float64), arrays["resnet/root_block/standardized_conv2d/kernel"], 2)
-    return np.max([pixels for _, pixels in windows(pad(x, 1), 3, 2)], axis=0)
+    kernel = arrays["resnet/root_block/standardized_conv2d/kernel"]
+    x = convolve(xp.asarray(images, dtype=float), kernel, 2, xp)
+    return xp.max(xp.stack([pixels for _, pixels in windows(pad(x, 1, xp), 3, 2)]), axis=0)
 
 
 def units(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, int]]:
@@ -89,34 +91,36 @@ def units(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, int]]:
     return [(path, 1 if "block1" in path or "unit01" not in path else 2) for path in paths]
 
 
-def pool(arrays: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+def pool(arrays: Mapping[str, np.ndarray], x: np.ndarray, xp=np) -> np.ndarray:
     """The last GroupNorm and ReLU, averaged over height and width."""
     gamma, beta = (arrays[f"resnet/group_norm/{p}"] for p in ("gamma", "beta"))
-    return group_norm_relu(x, gamma, beta).mean(axis=(1, 2))
+    return group_norm_relu(x, gamma, beta, xp).mean(axis=(1, 2))
 
 
-def apply_head(arrays: Mapping[str, np.ndarray], features: np.ndarray) -> np.ndarray:
+def apply_head(arrays: Mapping[str, np.ndarray], features: np.ndarray, xp=np) -> np.ndarray:
     """The classifier: a 1×1 convolution on a 1×1 map, which is a matrix product."""
-    kernel = np.asarray(arrays["resnet/head/conv2d/kernel"], np.float64)
+    kernel = xp.asarray(arrays["resnet/head/conv2d/kernel"], dtype=float)
     return features @ kernel[0, 0] + arrays["resnet/head/conv2d/bias"]
 
 
-def forward(arrays: Mapping[str, np.ndarray], images: ArrayLike, head: bool = True) -> np.ndarray:
+def forward(arrays: Mapping[str, np.ndarray], images: ArrayLike, head: bool = True, xp=np) -> np.ndarray:
     """Run a BiT of any depth and width.
 
     Args:
         arrays: a checkpoint's arrays by their published names, as `bitlib.checkpoint.read` gives.
         images: `[N, H, W, 3]` in [-1, 1].
         head: whether to apply the classifier.
+        xp: the namespace to compute in: `numpy`, or one with its names, such as `jax.numpy`.
 
     Returns:
-        float64 `[N, num_classes]` logits, or `[N, channels]` pooled features without the head.
+        `[N, num_classes]` logits, or `[N, channels]` pooled features without the head; float64, or what
+        `xp` makes of Python's `float`: JAX, float32 unless it is told otherwise.
     """
-    x = root(arrays, images)
+    x = root(arrays, images, xp)
     for path, stride in units(arrays):
-        x = unit(x, arrays, path, stride)
-    features = pool(arrays, x)
-    return apply_head(arrays, features) if head else features
+        x = unit(x, arrays, path, stride, xp)
+    features = pool(arrays, x, xp)
+    return apply_head(arrays, features, xp) if head else features
 
 
 def disagreement(

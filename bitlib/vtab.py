@@ -120,6 +120,12 @@ MISTAKES: dict[str, Callable[..., float]] = {
 }
 """What goes wrong in much code: see page 04."""
 
+MADE_ON = {
+    "counting": ("frozen backbone", "random crops", "random head", "decays unscaled"),
+    "angles": ("frozen backbone", "random flips", "random head", "decays unscaled"),
+}
+"""Which mistakes were made on which tasks: where they can be mistakes."""
+
 
 class Result(NamedTuple):
     """A row of `data/small_vtab.csv`."""

@@ -30,7 +30,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--checkpoint", default=zoo.BUNDLED)
     parser.add_argument("--tasks", nargs="*", default=list(tasks.TASKS))
-    parser.add_argument("--mistakes-on", nargs="*", default=["counting", "angles"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
@@ -40,7 +39,7 @@ def main():
         (task, method, seed)
         for seed in range(options.seeds)
         for task in options.tasks
-        for method in (*vtab.METHODS, *(vtab.MISTAKES if task in options.mistakes_on else ()))
+        for method in (*vtab.METHODS, *vtab.MADE_ON.get(task, ()))
     ]
     results = vtab.stored(options.output) if options.output.is_file() else []
     known = {result[:3] for result in results}
