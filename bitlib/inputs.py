@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def check_range(images: ArrayLike) -> None:
         )
 
 
-def are_vectors(examples) -> bool:
+def are_vectors(examples: Any) -> bool:
     """Whether each label is a vector with a number for each class (several may be true), not one integer."""
     spec = getattr(examples, "element_spec", None)
     if spec is None:

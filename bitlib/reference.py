@@ -8,7 +8,7 @@ converted. It shares no code with `bitlib.model`. It follows the published array
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-def standardize(kernel: np.ndarray, xp=np) -> np.ndarray:
+def standardize(kernel: np.ndarray, xp: Any = np) -> np.ndarray:
     """Zero mean and unit variance for each output channel of an HWIO kernel."""
     kernel = xp.array(kernel, dtype=float)
     kernel -= kernel.mean(axis=(0, 1, 2))
@@ -25,7 +25,7 @@ def standardize(kernel: np.ndarray, xp=np) -> np.ndarray:
     return kernel
 
 
-def pad(x: np.ndarray, by: int, xp=np) -> np.ndarray:
+def pad(x: np.ndarray, by: int, xp: Any = np) -> np.ndarray:
     """Surround `[N, H, W, C]` with zeros."""
     return xp.pad(x, ((0, 0), (by, by), (by, by), (0, 0)))
 
@@ -38,7 +38,7 @@ def windows(x: np.ndarray, size: int, stride: int) -> Iterator[tuple[tuple[int, 
             yield (i, j), x[:, i : i + height : stride, j : j + width : stride]
 
 
-def convolve(x: np.ndarray, kernel: np.ndarray, stride: int = 1, xp=np) -> np.ndarray:
+def convolve(x: np.ndarray, kernel: np.ndarray, stride: int = 1, xp: Any = np) -> np.ndarray:
     """A convolution with a standardised kernel, padded on both sides by half its size."""
     size = len(kernel)
     kernel = standardize(kernel, xp)
@@ -50,7 +50,7 @@ def group_norm_relu(
     x: np.ndarray,
     gamma: np.ndarray,
     beta: np.ndarray,
-    xp=np,
+    xp: Any = np,
 ) -> np.ndarray:
     """Normalise each image over 32 groups of channels, scale and shift each channel, rectify."""
     grouped = x.reshape(*x.shape[:3], 32, x.shape[3] // 32)
@@ -60,7 +60,9 @@ def group_norm_relu(
     return xp.maximum(normal * gamma + beta, 0)
 
 
-def unit(x: np.ndarray, arrays: Mapping[str, np.ndarray], prefix: str, stride: int, xp=np) -> np.ndarray:
+def unit(
+    x: np.ndarray, arrays: Mapping[str, np.ndarray], prefix: str, stride: int, xp: Any = np
+) -> np.ndarray:
     """A pre-activation bottleneck; the first of a block projects its shortcut."""
 
     def norm(x, name):
@@ -78,7 +80,7 @@ def unit(x: np.ndarray, arrays: Mapping[str, np.ndarray], prefix: str, stride: i
     return shortcut + convolve(norm(residual, "c"), kernel("c"), 1, xp)
 
 
-def root(arrays: Mapping[str, np.ndarray], images: ArrayLike, xp=np) -> np.ndarray:
+def root(arrays: Mapping[str, np.ndarray], images: ArrayLike, xp: Any = np) -> np.ndarray:
     """The 7×7 convolution and the pool, which has zeros, not minus infinity, at the border."""
     kernel = arrays["resnet/root_block/standardized_conv2d/kernel"]
     x = convolve(xp.asarray(images, dtype=float), kernel, 2, xp)
@@ -91,19 +93,21 @@ def units(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, int]]:
     return [(path, 1 if "block1" in path or "unit01" not in path else 2) for path in paths]
 
 
-def pool(arrays: Mapping[str, np.ndarray], x: np.ndarray, xp=np) -> np.ndarray:
+def pool(arrays: Mapping[str, np.ndarray], x: np.ndarray, xp: Any = np) -> np.ndarray:
     """The last GroupNorm and ReLU, averaged over height and width."""
     gamma, beta = (arrays[f"resnet/group_norm/{p}"] for p in ("gamma", "beta"))
     return group_norm_relu(x, gamma, beta, xp).mean(axis=(1, 2))
 
 
-def apply_head(arrays: Mapping[str, np.ndarray], features: np.ndarray, xp=np) -> np.ndarray:
+def apply_head(arrays: Mapping[str, np.ndarray], features: np.ndarray, xp: Any = np) -> np.ndarray:
     """The classifier: a 1×1 convolution on a 1×1 map, which is a matrix product."""
     kernel = xp.asarray(arrays["resnet/head/conv2d/kernel"], dtype=float)
     return features @ kernel[0, 0] + arrays["resnet/head/conv2d/bias"]
 
 
-def forward(arrays: Mapping[str, np.ndarray], images: ArrayLike, head: bool = True, xp=np) -> np.ndarray:
+def forward(
+    arrays: Mapping[str, np.ndarray], images: ArrayLike, head: bool = True, xp: Any = np
+) -> np.ndarray:
     """Run a BiT of any depth and width.
 
     Args:

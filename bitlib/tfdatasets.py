@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def stream(
     )
 
 
-def builder_of(name: str, data_dir: str | os.PathLike | None):
+def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tuple]:
     """TFDS' own object for a data set, prepared; and the keys of its image and its label."""
     try:
         import tensorflow_datasets

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -60,7 +60,7 @@ def task(name: str, seed: int = 0) -> Task:
     return Task(name, *datasets.splits(name, None, shots, NUM_TEST, seed))
 
 
-def plan(task: Task, **how) -> Plan:
+def plan(task: Task, **how: Any) -> Plan:
     """The rule for a task and the bundled model; `how` as `bitlib.hyperrule.plan` takes it."""
     pictures, _ = task.train
     size = images.read(pictures[0]).shape[:2]
@@ -77,14 +77,21 @@ def probe(source: Source, task: Task, seed: int = 0) -> float:
     return float(features.linear_probe(train, task.train[1]).score(test, task.test[1]))
 
 
-def fit(model: BiT, task: Task, plan: Plan, seed: int = 0, **how) -> History:
+def fit(model: BiT, task: Task, plan: Plan, seed: int = 0, **how: Any) -> History:
     """Train on a task and test once, at the end; `how` as `bitlib.finetune.fit` takes it."""
     train = datasets.pipeline(*task.train, plan.resize if plan.random_crop else plan.crop)
     test = datasets.pipeline(*task.test, plan.crop).cache()
     return finetune.fit(model, train, plan, test, seed, **{"verbose": 0} | how)
 
 
-def tuned(source: Source, task: Task, seed: int = 0, freeze: str | None = None, random_head=False, **how):
+def tuned(
+    source: Source,
+    task: Task,
+    seed: int = 0,
+    freeze: str | None = None,
+    random_head: bool = False,
+    **how: Any,
+) -> float:
     """Accuracy in [0, 1] of the whole network, fine-tuned by the rule; `how` to change what it says."""
     model = checkpoint.load(source, head=task.class_names)
     if random_head and model.head:  # Keras' usual initial weights
@@ -96,7 +103,7 @@ def tuned(source: Source, task: Task, seed: int = 0, freeze: str | None = None, 
     return fit(model, task, ruled, seed, freeze=freeze).validation_accuracy[-1]
 
 
-def scratch(source: Source, task: Task, seed: int = 0, **how) -> float:
+def scratch(source: Source, task: Task, seed: int = 0, **how: Any) -> float:
     """Accuracy in [0, 1] of the same network from random weights."""
     keras.utils.set_random_seed(seed)
     shape = checkpoint.load(source, head=None)

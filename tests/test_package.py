@@ -170,7 +170,7 @@ def test_installing_the_wheel_alone_brings_its_core_only(wheel):
         "scikit-learn", "tensorflow", "threadpoolctl", "tqdm", "urllib3",
     }  # fmt: skip
     extras = re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)
-    assert set(extras) == {"hub", "pages", "datasets", "tensorboard", "test"}
+    assert set(extras) == {"hub", "tasks", "pages", "datasets", "tensorboard", "test"}
 
 
 @pytest.mark.slow
