@@ -167,7 +167,7 @@ def test_installing_the_wheel_alone_brings_its_core_only(wheel):
     required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.M)
     assert {project_name(item) for item in required if "extra ==" not in item} == {
         "filelock", "google-crc32c", "keras", "matplotlib", "numpy", "pillow", "pooch", "requests",
-        "scikit-learn", "tensorflow", "threadpoolctl", "tqdm", "urllib3",
+        "scikit-learn", "scipy", "tensorflow", "threadpoolctl", "tqdm", "urllib3",
     }  # fmt: skip
     extras = re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)
     assert set(extras) == {"hub", "tasks", "pages", "datasets", "tensorboard", "test"}
