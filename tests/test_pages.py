@@ -226,7 +226,7 @@ class TestFineTuning:
         assert tuned.num_classes == 3
 
     def test_another_seed_and_other_shots(self, run, letters):
-        page = run("04", data_set=str(letters), seed=5, shots=2, draws=2, mistakes=False, **QUICK)
+        page = run("04", data_set=str(letters), seed=5, shots=2, draws=2, mistakes=True, **QUICK)
         assert "6 pictures to learn from, 36 others to test on" in page
         assert "fine-tuned against linear probe: " in page
         assert "resumed: the weights of an unbroken run, bit for bit" in page
