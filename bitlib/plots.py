@@ -535,7 +535,11 @@ def gallery(pictures: Sequence, titles: Sequence[str], columns: int = 8) -> Figu
     fig, axes = _grid(rows, columns, (side * columns, rows * (side + 0.17 * lines)))
     for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
         _picture(ax, picture, title, 8)
-    fig.alt = f"{len(titles)} pictures: " + "; ".join(title.replace("\n", " ") for title in titles) + "."
+    fig.alt = (
+        f"{len(titles)} pictures side by side, with their titles: "
+        + "; ".join(title.replace("\n", " ") for title in titles)
+        + "."
+    )
     return fig
 
 

@@ -117,8 +117,8 @@ def forward(
         xp: the namespace to compute in: `numpy`, or one with its names, such as `jax.numpy`.
 
     Returns:
-        `[N, num_classes]` logits, or `[N, channels]` pooled features without the head; float64, or what
-        `xp` makes of Python's `float`: JAX, float32 unless it is told otherwise.
+        `[N, num_classes]` logits, or `[N, channels]` pooled features without the head. They are
+        float64, or what `xp` makes of Python's `float`: JAX float32, unless it is set otherwise.
     """
     x = root(arrays, images, xp)
     for path, stride in units(arrays):

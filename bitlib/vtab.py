@@ -92,7 +92,7 @@ def tuned(
     random_head: bool = False,
     **how: Any,
 ) -> float:
-    """Accuracy in [0, 1] of the whole network, fine-tuned by the rule; `how` to change what it says."""
+    """Accuracy in [0, 1] of the whole network, tuned by the rule; `how` to change what it says."""
     model = checkpoint.load(source, head=task.class_names)
     if random_head and model.head:  # Keras' usual initial weights
         start = keras.initializers.GlorotUniform(seed=seed)
