@@ -604,7 +604,9 @@ def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str)
             interval is not drawn.
     """
     methods = list(dict.fromkeys(method for found in values.values() for method in found))
-    fig, ax = _figure(size=(WIDTH, 0.9 + 0.16 * len(methods) * len(values) + 0.12 * len(values)))
+    fig, ax = _figure(
+        size=(WIDTH, 0.9 + 0.2 * (len(methods) > 4) + 0.16 * len(methods) * len(values) + 0.12 * len(values))
+    )
     for number, method in enumerate(methods):
         colour, marker = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PURPLE, "^"), (RED, "v"), (GREY, "x"))[
             number
@@ -631,7 +633,9 @@ def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str)
     ax.set_xlim(max(0, low - 0.02), 1.005)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.grid(axis="x", color=GREY, alpha=0.3)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(methods), frameon=False)
+    fig.legend(
+        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=min(len(methods), 4), frameon=False
+    )
     _plain(ax, title, "accuracy")
     listed = "; ".join(
         f"{task}: " + ", ".join(f"{method} {mean:.0%}" for method, (mean, _) in found.items())

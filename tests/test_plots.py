@@ -14,6 +14,7 @@ from tests.conftest import SMALL
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 255, (40, 40, 3), dtype=np.uint8)
 PLAN = hyperrule.plan(100, 64, steps=30)
+METHODS = ("fine-tuned", "frozen backbone", "random crops", "random flips", "random head", "decays unscaled")
 TOP = [("LATIN CAPITAL LETTER O", 0.7), ("class, other names", 0.2)]
 
 FIGURES = {
@@ -53,6 +54,9 @@ FIGURES = {
         {"a": History([2, 1], [1, 1], [1, 2], [0.2, 0.9], [2, 1]), "b": History([3, 1])}, [1]
     ),
     "scores": lambda: plots.scores({"a": [0.97, 0.98], "b": [0.971]}, "title"),
+    "by_task": lambda: plots.by_task(
+        {"a": dict.fromkeys(METHODS, (0.9, 0.01)), "b": {"random head": (0.5, np.inf)}}, "title"
+    ),
     "curve": lambda: plots.curve([1, 2, 4], [3, 2, 1], "title", "x (pixels)", "y", 2),
 }
 
@@ -65,6 +69,10 @@ def test_draws(draw, tmp_path):
         figure = draw()
         figure.savefig(tmp_path / "figure.png")
     assert plt.get_fignums() == []
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        assert box.x0 >= 0, "the legend is cut off"
+        assert box.x1 <= figure.bbox.x1, "the legend is cut off"
     for ax in figure.axes:
         if ax.axison and ax.get_title():
             assert ax.get_xlabel(), ax.get_title()
