@@ -175,15 +175,7 @@ def splits(
     """
     own = _own_splits(name, data_dir)
     if own is None:
-        pictures, labels, class_names = labelled(name, data_dir)
-        if shots:
-            chosen, test = draw(labels, shots, seed=seed)
-            test = np.random.default_rng(seed).permutation(test)[:num_test]
-        else:
-            order = np.random.default_rng(seed).permutation(len(labels))
-            test, chosen = np.split(order, [min(num_test or len(order), len(order) // 3)])
-        parts = [([pictures[i] for i in part], labels[part]) for part in (chosen, test)]
-        return parts[0], parts[1], class_names
+        return drawn_splits(labelled(name, data_dir), shots, num_test, seed)
     (pictures, labels, class_names), (test_pictures, test_labels, test_names) = own
     if class_names != test_names:
         odd = ", ".join(sorted(set(class_names) ^ set(test_names))[:5])
@@ -195,6 +187,21 @@ def splits(
         some = np.random.default_rng(seed).permutation(len(test_labels))[:num_test]
         test_pictures, test_labels = [test_pictures[i] for i in some], test_labels[some]
     return (pictures, labels), (test_pictures, test_labels), class_names
+
+
+def drawn_splits(
+    found: tuple[Sequence, np.ndarray, list[str]], shots: int, num_test: int | None, seed: int
+) -> tuple[Part, Part, list[str]]:
+    """As `splits`, of a labelled set at hand, whatever it is."""
+    pictures, labels, class_names = found
+    if shots:
+        chosen, test = draw(labels, shots, seed=seed)
+        test = np.random.default_rng(seed).permutation(test)[:num_test]
+    else:
+        order = np.random.default_rng(seed).permutation(len(labels))
+        test, chosen = np.split(order, [min(num_test or len(order), len(order) // 3)])
+    parts = [([pictures[i] for i in part], labels[part]) for part in (chosen, test)]
+    return parts[0], parts[1], class_names
 
 
 def _is_folder(name, data_dir) -> bool:

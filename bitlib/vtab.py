@@ -55,9 +55,10 @@ def task(name: str, seed: int = 0) -> Task:
     As many examples of each class to learn from, up to 1000 in all and half of the rarest class; up to 2000
     others to test on.
     """
-    labels = datasets.labelled(name)[1]
-    shots = min(NUM_TRAIN // len(np.unique(labels)), np.bincount(labels).min() // 2)
-    return Task(name, *datasets.splits(name, None, shots, NUM_TEST, seed))
+    found = datasets.labelled(name)
+    counts = np.bincount(found[1])
+    shots = max(1, min(NUM_TRAIN // len(counts), int(counts.min()) // 2))
+    return Task(name, *datasets.drawn_splits(found, shots, NUM_TEST, seed))
 
 
 def plan(task: Task, **how: Any) -> Plan:

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import bitlib
 from bitlib import datasets, images, tasks, vtab, zoo
@@ -45,8 +46,6 @@ def test_as_many_digits_as_the_label_says():
 
 
 def test_turned_by_what_the_label_says():
-    from PIL import Image
-
     pictures, labels, names = tasks.angles()
     assert names[2] == "90°"
     upright = np.mean(pictures[labels == 0], axis=0)
@@ -69,6 +68,15 @@ class TestProtocol:
         assert len(task.test[0]) == 2000
         seen = {picture.tobytes() for picture in task.train[0]}
         assert not any(picture.tobytes() in seen for picture in task.test[0])
+
+    def test_a_class_of_one_picture_gives_it_to_learn_from(self, tmp_path):
+        for name, count in (("ash", 1), ("birch", 3)):
+            (tmp_path / name).mkdir()
+            for index in range(count):
+                Image.new("L", (40, 40), index).save(tmp_path / name / f"{index}.png")
+        task = vtab.task(str(tmp_path))
+        assert task.train[1].tolist() == [0, 1]
+        assert task.test[1].tolist() == [1, 1]
 
     def test_the_plan_spares_what_destroys_labels(self):
         assert not vtab.plan(vtab.task("counting")).random_crop
