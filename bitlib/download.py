@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -94,6 +94,7 @@ class _Downloader:
         self.identity = Identity()  # of the file that the part is of
         self.leftover = False  # whether an earlier download began the part
         self.received = self.reached = 0  # bytes in all; the furthest of the present try
+        self.hang_up: Callable[[], None] = lambda: None  # ends what a response still reads
 
     def run(self) -> None:
         try:
@@ -150,7 +151,8 @@ class _Downloader:
 
     def _watched(self, work: Callable[[], None]) -> None:
         """Do the work in a thread, and leave it alone when it is too slow: some of what a server can do makes
-        the libraries below wait without an end. It cannot do harm then, since its file is closed.
+        the libraries below wait, or read, without an end. Left alone it does no harm: its file is closed,
+        and nothing more arrives.
         """
         future: Future[None] = Future()
 
@@ -171,6 +173,7 @@ class _Downloader:
                 if future.done():
                     return future.result()
                 if self.received - before < SLOWEST * seconds:
+                    self.hang_up()
                     raise Broken(f"less than {SLOWEST:,} bytes a second for {seconds:.0f} seconds") from None
 
     def _try(self, file, progress) -> None:
@@ -182,6 +185,7 @@ class _Downloader:
             headers |= {"Range": f"bytes={position}-"}
             headers |= {"If-Range": self.identity.etag} if self.identity.etag else {}
         with _response(self.url, headers, self.silence) as response:
+            self.hang_up = functools.partial(_shut_down, response.raw)
             if response.status_code == 416:
                 raise self._restart(file, "the server cannot go on where the download broke")
             require_file(response, self.shown_url, self._by_hand(), asked_for_part=position > 0)
@@ -251,6 +255,11 @@ class _Downloader:
             f"{MOST_ATTEMPTS}, and {ATTEMPTS} in a row that bring nothing new); see whether this machine "
             f"has a network and try again later{later}. Or {self._by_hand()}"
         )
+
+
+def _shut_down(raw) -> None:
+    with suppress(ValueError, RuntimeError, OSError):  # it has ended by itself
+        raw.shutdown()
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Downloads from a server that breaks, lies, stalls and refuses; on loopback."""
 
 import base64
+import contextlib
 import errno
 import hashlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -45,6 +47,18 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.tricks, self.requests, self.hashes = {}, [], [], ("md5",)
+        self.connections = []
+
+    def process_request(self, request, client_address):
+        self.connections.append(request)
+        super().process_request(request, client_address)
+
+    def hang_up(self):
+        """End what still goes on: threads left over would slow every test after them."""
+        self.shutdown()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def headers_of(self, content):
         md5 = base64.b64encode(hashlib.md5(content).digest()).decode()
@@ -101,7 +115,7 @@ def server(monkeypatch, tmp_path):
         monkeypatch.setenv("BITLIB_MIRROR", f"http://127.0.0.1:{http.server_port}")
         monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
         yield http
-        http.shutdown()
+        http.hang_up()
 
 
 @pytest.fixture
