@@ -5,6 +5,7 @@
 # make lab     open the pages in JupyterLab
 # make html    write the stored pages as HTML to build/html
 # make pages   run the pages and store their outputs (after a change)
+# make student write the pages for a class, without answers, to student/
 # make matrix  the fast tests and the pages on several Pythons and sets of packages -> docs/matrix.md
 # make bench   compare with transformers and timm, which it installs in .venv-bench
 # make clean   remove .venv, .venv-bench and build
@@ -12,7 +13,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run check test lint lab html pages matrix bench clean
+.PHONY: run check test lint lab html pages student matrix bench clean
 
 run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
@@ -39,6 +40,9 @@ html: .venv/installed
 
 pages: .venv/installed
 	$(BIN)/python scripts/run_pages.py notebooks
+
+student: .venv/installed
+	$(BIN)/python scripts/student.py student
 
 matrix: .venv/installed
 	$(BIN)/python scripts/matrix.py

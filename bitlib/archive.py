@@ -252,7 +252,7 @@ def shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
 
 
 NOTE = "bitlib"
-"""The key of the JSON in a zip's comment, `{"bitlib": {...}}`, under which `write` puts its note."""
+"""The key in a zip's comment, which is JSON, under which `write` puts its note."""
 
 
 def read_note(path: str | os.PathLike) -> dict:

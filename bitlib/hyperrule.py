@@ -3,11 +3,9 @@
 arXiv 1912.11370, section 3.3 ("Downstream Fine-Tuning") and supplement F; the official code,
 `bit_hyperrule.py` of google-research/big_transfer, differs in three places. Both variants are here:
 
-| | paper | official code |
-|---|---|---|
-| warm-up | none | linear, over 100, 500, 500 steps |
-| decays | at 30 %, 60 %, 90 % of the steps | after 40 %, 60 %, 80 % of a small task, else 30, 60, 90 % |
-| images of 96×96 and more | 448 → 384 (R152x4: 512 → 480) | 512 → 480 |
+- warm-up: none in the paper; linear in the code, over 100, 500, 500 steps;
+- decays: at 30 %, 60 %, 90 % of the steps in the paper; in the code at 40 %, 60 %, 80 % for a small task;
+- images of 96×96 and more: 448 → 384 in the paper (R152x4: 512 → 480); 512 → 480 in the code.
 
 Numbers in, numbers out: this module imports no TensorFlow.
 """

@@ -31,7 +31,7 @@ def strip_traces(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
         }
     )
     for cell in page.cells:
-        kept = {key: cell.metadata[key] for key in ("tags", "jupyter") if cell.metadata.get(key)}
+        kept = {key: cell.metadata[key] for key in ("tags", "jupyter", "nbgrader") if cell.metadata.get(key)}
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
             # A progress bar that is done leaves an empty output.

@@ -1,6 +1,8 @@
 """Every page runs with other parameters than its own, and looks as pages should."""
 
+import copy
 import gc
+import itertools
 import logging
 import re
 import subprocess
@@ -22,6 +24,7 @@ from PIL import Image
 
 from bitlib import checkpoint, datasets, finetune, pages, zoo
 from bitlib.checkpoint import Architecture
+from scripts import student
 from tests.conftest import SMALL, random_arrays
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +60,8 @@ def papermilled(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, caplog):
-    """As `papermilled`, in this process: neither a kernel nor TensorFlow has to be started."""
+    """As `papermilled`, in this process: neither a kernel nor TensorFlow has to be started. Each exercise is
+    met without an answer first: its checks fail then, and say what is missing."""
 
     def run(page, **parameters):
         monkeypatch.chdir(tmp_path)
@@ -69,6 +73,8 @@ def run(tmp_path, monkeypatch, caplog):
         text = ""
         for cell in cells:
             if cell.cell_type == "code":
+                if "solution" in cell.metadata.get("tags", []):
+                    unanswered(shell, cells[cells.index(cell) :])
                 with capture_output() as captured:
                     result = shell.run_cell(cell.source)
                 result.raise_error()
@@ -83,6 +89,18 @@ def run(tmp_path, monkeypatch, caplog):
     InteractiveShell.clear_instance()
     keras.utils.clear_session()  # a page leaves models and traced functions, in circles
     gc.collect()
+
+
+def unanswered(shell, cells):
+    """Run the first cell as learners get it, and the checks that follow."""
+    empty = student.handed_out(nbformat.from_dict({"cells": copy.deepcopy(cells[:1])})).cells[0]
+    with capture_output():
+        shell.run_cell(empty.source).raise_error()
+    for check in itertools.takewhile(lambda cell: "check" in cell.metadata.get("tags", []), cells[1:]):
+        with capture_output():
+            error = shell.run_cell(check.source).error_in_exec
+        assert isinstance(error, AssertionError), f"{check.source}: {error!r}"
+        assert len(str(error).split()) > 3
 
 
 @pytest.fixture
@@ -287,9 +305,9 @@ class TestStyle:
 
     def test_cells_are_short(self, path):
         code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-        lines = [len(cell.source.splitlines()) for cell in code]
-        assert max(lines) <= 25
-        assert np.median(lines) <= 6
+        assert max(len(cell.source.splitlines()) for cell in code) <= 25
+        to_read = [cell for cell in code if "check" not in cell.metadata.get("tags", [])]
+        assert np.median([len(cell.source.splitlines()) for cell in to_read]) <= 6
 
     def test_opening(self, path):
         opening = nbformat.read(path, 4).cells[0].source
@@ -324,7 +342,7 @@ class TestStyle:
         assert solutions
         for cell in solutions:
             assert cell.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
-            assert cell.source.startswith("# A solution")  # JupyterLab shows the first line of a hidden cell
+            assert cell.source.startswith("# Answer to exercise ")  # what JupyterLab shows of a hidden cell
         html, _ = nbconvert.HTMLExporter(
             template_name="closed", extra_template_basedirs=[str(ROOT / "scripts" / "html")]
         ).from_filename(str(path))
