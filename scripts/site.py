@@ -99,6 +99,12 @@ def assemble(source: Path) -> None:
     reference(source)
 
 
+def accessible(html: str) -> str:
+    """What Sphinx leaves out for screen readers and keyboards: a heading's level, and a focus to scroll by."""
+    html = html.replace('role="heading">', 'role="heading" aria-level="2">')
+    return re.sub(r'<(pre|div class="table-wrapper[^"]*")>', r'<\1 tabindex="0">', html)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("output", type=Path)
@@ -110,6 +116,8 @@ def main() -> int:
         done = subprocess.run([*command, folder, str(site)], check=False)
         if done.returncode:
             raise SystemExit(done.returncode)
+        for page in site.rglob("*.html"):
+            page.write_text(accessible(page.read_text()))
     print(f"open {options.output / 'index.html'}")
     return 0
 

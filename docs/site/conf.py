@@ -31,3 +31,14 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+
+
+def plain(app, what, name, obj, options, lines):
+    """Napoleon would take what stands before the colon, in a constant's docstring, for its type."""
+    if what in ("data", "attribute") and lines:
+        lines[:] = [line.replace(": ", " – ") for line in lines]
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", plain, priority=400)
