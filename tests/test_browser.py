@@ -192,7 +192,7 @@ def lab(tmp_path_factory):
             except OSError:
                 assert monotonic() < deadline, (folder / "log.txt").read_text()[-2000:]
                 sleep(0.3)
-        yield f"http://127.0.0.1:{port}/lab/tree/notebooks"
+        yield f"http://127.0.0.1:{port}/lab/workspaces"
     finally:
         server.terminate()
         server.wait(30)
@@ -205,13 +205,14 @@ CELLS = "jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
 @pytest.mark.parametrize("name", ["01_porting", "02_inference"])
 def test_jupyterlab_runs_a_page_whole(lab, browser, name):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(240_000)
-    page.goto(f"{lab}/{name}.ipynb")
+    page.set_default_timeout(120_000)
+    page.goto(f"{lab}/{name}/tree/notebooks/{name}.ipynb?reset")  # a workspace with this page alone
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
     page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status == 'idle'")
-    page.evaluate("jupyterapp.commands.execute('editmenu:clear-all')")
-    assert not any(cell.get("outputs") for cell in page.evaluate(CELLS))
-    page.evaluate("jupyterapp.commands.execute('runmenu:run-all')")
+    page.evaluate("void jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+    page.wait_for_function(f"{CELLS}.every(cell => !cell.outputs?.length)")
+    page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_function(f"{CELLS}.every(cell => cell.cell_type != 'code' || cell.execution_count)")
     code = [cell for cell in page.evaluate(CELLS) if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell["outputs"]]
@@ -223,7 +224,8 @@ def test_jupyterlab_runs_a_page_whole(lab, browser, name):
     number = next(
         i for i, c in enumerate(page.evaluate(CELLS)) if "solution" in c["metadata"].get("tags", [])
     )
-    cell = page.locator(f".jp-Notebook-cell[data-windowed-list-index='{number}']")
+    shown = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    cell = shown.locator(f".jp-Notebook-cell[data-windowed-list-index='{number}']")
     page.evaluate(f"jupyterapp.shell.currentWidget.content.scrollToItem({number}, 'center')")
     assert cell.locator(".jp-InputPlaceholder").is_visible()
     assert not cell.locator(".cm-content").is_visible()
@@ -234,6 +236,6 @@ def test_jupyterlab_runs_a_page_whole(lab, browser, name):
     last = page.evaluate(f"{CELLS}.length") - 1
     page.evaluate(f"jupyterapp.shell.currentWidget.content.scrollToItem({last}, 'end')")
     following = PAGES[PAGES.index(ROOT / "notebooks" / f"{name}.ipynb") + 1].name
-    page.locator(f".jp-RenderedMarkdown a[href*='{following}']").last.click()
+    shown.locator(f".jp-RenderedMarkdown a[href*='{following}']").last.click()
     page.wait_for_function(f"jupyterapp.shell.currentWidget?.context?.path == 'notebooks/{following}'")
     page.close()
