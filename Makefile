@@ -4,6 +4,8 @@
 # make lint    set up, check format, style, layers and types
 # make lab     open the pages in JupyterLab
 # make html    write the stored pages as HTML to build/html
+# make site    build the web site from the stored pages: build/site/index.html
+# make slides  write the stored pages as slides: build/slides
 # make pages   run the pages and store their outputs (after a change)
 # make student write the pages for a class, without answers, to student/
 # make matrix  the fast tests and the pages on several Pythons and sets of packages -> docs/matrix.md
@@ -13,7 +15,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run check test lint lab html pages student matrix bench clean
+.PHONY: run check test lint lab html site slides pages student matrix bench clean
 
 run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
@@ -36,7 +38,13 @@ lab: .venv/installed
 
 html: .venv/installed
 	$(BIN)/jupyter nbconvert --to html --template closed --TemplateExporter.extra_template_basedirs=scripts/html \
-		--output-dir build/html notebooks/*.ipynb
+		--TemplateExporter.extra_template_paths=scripts/html --output-dir build/html notebooks/*.ipynb
+
+site: .venv/installed
+	$(BIN)/python scripts/site.py build/site
+
+slides: .venv/installed
+	$(BIN)/python scripts/slides.py build/slides
 
 pages: .venv/installed
 	$(BIN)/python scripts/run_pages.py notebooks
@@ -51,7 +59,7 @@ matrix: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,teach]"
 	@touch $@
 
 bench: .venv/installed .venv-bench/installed

@@ -2,6 +2,7 @@
 
     python scripts/publish.py --repository https://github.com/OWNER/NAME OUT
     python scripts/publish.py --repository file:///a/clone --branch main OUT
+    python scripts/publish.py --repository https://github.com/OWNER/NAME --pages student OUT
 
 Pages then install the package from that address where it is missing; on GitHub they get badges that open them
 in Colab, Kaggle and Binder, and links to files lead to the repository. Without `--repository` the address is
@@ -48,24 +49,25 @@ def linked(text: str, folder: str, repository: str, branch: str) -> str:
     def absolute(match):
         picture, words, target, anchor = match.groups()
         path = posixpath.normpath(posixpath.join(folder, target))
-        if not (ROOT / path).exists():
+        source = posixpath.normpath(posixpath.join("notebooks", target)) if folder else path
+        if not (ROOT / source).exists():  # hand-outs are named as the pages that they are made of
             raise FileNotFoundError(f"{target}, linked in {folder or '.'}/: no such file in the repository")
-        kind = "raw" if picture else "tree" if (ROOT / path).is_dir() else "blob"
+        kind = "raw" if picture else "tree" if (ROOT / source).is_dir() else "blob"
         return f"{picture}[{words}]({repository}/{kind}/{branch}/{path}{anchor or ''})"
 
     return LINK.sub(absolute, text)
 
 
 def published(path: Path, repository: str, branch: str) -> nbformat.NotebookNode:
-    """A page for that address: the same cells, outputs and counts."""
+    """A page for that address, in a folder of the same name: the same cells, outputs and counts."""
     page = nbformat.read(path, 4)
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            cell.source = linked(cell.source, "notebooks", repository, branch)
+            cell.source = linked(cell.source, path.parent.name, repository, branch)
         elif "install" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace('ADDRESS = ""', f'ADDRESS = "git+{repository}@{branch}"')
     title, rest = page.cells[0].source.split("\n", 1)
-    if opens := badges(repository, branch, f"notebooks/{path.name}"):
+    if opens := badges(repository, branch, f"{path.parent.name}/{path.name}"):
         page.cells[0].source = f"{title}\n\n{opens}\n{rest}"
     return page
 
@@ -75,15 +77,17 @@ def main():
     parser.add_argument("output", type=Path)
     parser.add_argument("--repository")
     parser.add_argument("--branch", default="main")
+    parser.add_argument("--pages", type=Path, default=ROOT / "notebooks", help="student, for hand-outs")
     options = parser.parse_args()
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
     repository = (options.repository or urls.get("Repository", "")).removesuffix("/").removesuffix(".git")
     if not re.match(r"(https|file|ssh)://", repository):
         wanted = "an address such as https://github.com/OWNER/NAME"
         parser.error(f"--repository: expected {wanted}, received {repository!r}")
-    (options.output / "notebooks").mkdir(parents=True, exist_ok=True)
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        nbformat.write(published(path, repository, options.branch), options.output / "notebooks" / path.name)
+    folder = options.output / options.pages.resolve().name
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(options.pages.resolve().glob("*.ipynb")):
+        nbformat.write(published(path, repository, options.branch), folder / path.name)
     readme = linked((ROOT / "README.md").read_text(), "", repository, options.branch)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         opens = badges(repository, options.branch, f"notebooks/{path.name}")

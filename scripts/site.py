@@ -100,7 +100,7 @@ def assemble(source: Path) -> None:
 
 
 def accessible(html: str) -> str:
-    """What Sphinx leaves out for screen readers and keyboards: a heading's level, and a focus to scroll by."""
+    """What Sphinx leaves out for screen readers and keyboards: a heading's level, a focus to scroll by."""
     html = html.replace('role="heading">', 'role="heading" aria-level="2">')
     return re.sub(r'<(pre|div class="table-wrapper[^"]*")>', r'<\1 tabindex="0">', html)
 

@@ -49,6 +49,15 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "slides"
+    command = [sys.executable, ROOT / "scripts" / "slides.py", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 class Links(HTMLParser):
     """The targets, anchors and pictures of a page."""
 
@@ -158,6 +167,30 @@ def test_an_answer_is_opened_by_keyboard_and_a_word_is_found(site, browser):
     assert answer.locator("pre").first.is_visible()
     page.goto((site / "search.html").as_uri() + "?q=GroupNorm")
     page.wait_for_selector("ul.search li")
+    page.close()
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", [page.stem for page in PAGES])
+def test_slides_fit_the_screen(slides, browser, name):
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    complaints, asked = [], []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((slides / f"{name}.html").as_uri())
+    page.wait_for_function("window.Reveal?.isReady()")
+    count = page.evaluate("Reveal.getTotalSlides()")
+    assert count > 10
+    for _ in range(count):
+        where = "(slide => [slide.getBoundingClientRect().bottom, +slide.style.zoom, slide.innerText])"
+        bottom, zoom, text = page.evaluate(f"{where}(Reveal.getCurrentSlide())")
+        assert (bottom <= 720, zoom > 0.49) == (True, True), text[:200]
+        assert "SOLUTION" not in text
+        page.evaluate("Reveal.next()")
+    page.screenshot(path=SHOTS / f"slides_{name}.png")
+    assert complaints == []
+    assert [address for address in asked if not re.match("file:|data:", address)] == []
     page.close()
 
 

@@ -80,7 +80,7 @@ def imported(source):
             modules |= {name.name.partition(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module.partition(".")[0])
-    foreign = modules - sys.stdlib_module_names - {"bitlib", "tests"}
+    foreign = modules - sys.stdlib_module_names - {"bitlib", "scripts", "tests"}
     return {project_name(homes()[module][0]) for module in foreign}
 
 
@@ -170,7 +170,7 @@ def test_installing_the_wheel_alone_brings_its_core_only(wheel):
         "scikit-learn", "scipy", "tensorflow", "threadpoolctl", "tqdm", "urllib3",
     }  # fmt: skip
     extras = re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)
-    assert set(extras) == {"hub", "tasks", "pages", "datasets", "tensorboard", "test"}
+    assert set(extras) == {"hub", "tasks", "pages", "datasets", "tensorboard", "site", "teach", "test"}
 
 
 @pytest.mark.slow

@@ -22,10 +22,10 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
-from bitlib import checkpoint, datasets, finetune, pages, zoo
+from bitlib import checkpoint, datasets, pages, zoo
 from bitlib.checkpoint import Architecture
 from scripts import student
-from tests.conftest import SMALL, random_arrays
+from tests.conftest import PEAK, SMALL, random_arrays
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -43,15 +43,21 @@ def page_called(name):
 
 @pytest.fixture
 def papermilled(tmp_path):
-    """Run a page by papermill in an empty folder -> what it printed and showed."""
+    """Run a page by papermill in an empty folder -> what it printed and showed. Binder's machines have 2 GB
+    of memory, of which JupyterLab takes a fifth: a page stays below the rest.
+    """
 
     def run(page, **parameters):
+        watched = nbformat.read(page_called(page), 4)
+        watched.cells.append(nbformat.v4.new_code_cell(PEAK + "\nprint(f'peak: {peak():.0f} MiB')"))
+        nbformat.write(watched, tmp_path / "watched.ipynb")
         executed = papermill.execute_notebook(
-            str(page_called(page)), str(tmp_path / "executed.ipynb"), parameters,
+            str(tmp_path / "watched.ipynb"), str(tmp_path / "executed.ipynb"), parameters,
             cwd=str(tmp_path), kernel_name="python3", progress_bar=False,
         )  # fmt: skip
         outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
         assert not [output.text for output in outputs if output.get("name") == "stderr"]
+        assert float(outputs[-1].text.split()[1]) < 1600
         shown = [output.get("data", {}).get("text/markdown", "") for output in outputs]
         return "".join(output.get("text", "") for output in outputs) + "".join(shown)
 
@@ -258,14 +264,13 @@ class TestFineTuning:
 
 
 class TestOneRule:
-    def test_another_task_and_seed(self, papermilled, monkeypatch):
-        page = papermilled("05", task="faces", seed=4)
+    def test_another_task_and_seed(self, papermilled):
+        page = papermilled("05", task="faces", seed=4, steps=4)
         assert "BiT-XS-R14x0.5 on faces, 100 pictures to learn from" in page
-        assert "no stored row for this checkpoint, task and seed" in page
+        assert "no stored row for this checkpoint, task, seed and number of steps" in page
 
-    def test_a_folder_and_another_checkpoint(self, run, letters, wide_npz, monkeypatch):
-        monkeypatch.setitem(finetune.SMALL_MODEL, "steps", 3)
-        page = run("05", task=str(letters), checkpoint=str(wide_npz))
+    def test_a_folder_and_another_checkpoint(self, run, letters, wide_npz):
+        page = run("05", task=str(letters), checkpoint=str(wide_npz), steps=3)
         assert "wide on " in page
         assert "21 pictures to learn from" in page
 
@@ -344,7 +349,9 @@ class TestStyle:
             assert cell.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
             assert cell.source.startswith("# Answer to exercise ")  # what JupyterLab shows of a hidden cell
         html, _ = nbconvert.HTMLExporter(
-            template_name="closed", extra_template_basedirs=[str(ROOT / "scripts" / "html")]
+            template_name="closed",
+            extra_template_basedirs=[str(ROOT / "scripts" / "html")],
+            extra_template_paths=[str(ROOT / "scripts" / "html")],
         ).from_filename(str(path))
         assert html.count('<details class="solution"><summary>') == len(solutions)
         assert "No description has been provided" not in html

@@ -66,6 +66,20 @@ def test_pages_are_otherwise_as_they_are(published):
         assert [cell.metadata.tags for cell in changed] == [["install"]]
 
 
+def test_hand_outs_lead_to_themselves(tmp_path):
+    student = tmp_path / "student"
+    subprocess.run([sys.executable, ROOT / "scripts" / "student.py", student], check=True)
+    done = publish(tmp_path / "out", "--repository", ADDRESS, "--pages", str(student))
+    assert done.returncode == 0, done.stderr
+    pages = sorted((tmp_path / "out" / "student").glob("*.ipynb"))
+    assert len(pages) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+    for path in pages:
+        page = nbformat.read(path, 4)
+        assert f"someone/bit-pages/blob/main/student/{path.name})" in page.cells[0].source
+        assert f'ADDRESS = "git+{ADDRESS}@main"' in "".join(cell.source for cell in page.cells)
+        assert "BEGIN SOLUTION" not in "".join(cell.source for cell in page.cells)
+
+
 def test_no_address(tmp_path):
     done = publish(tmp_path)
     assert done.returncode == 2

@@ -13,6 +13,7 @@ default_role = "literal"  # docstrings mark code with single backticks
 
 nb_execution_mode = "off"  # the stored outputs are the ones that tests compare
 nb_ipywidgets_js = {}  # nothing of a page needs them, and they come from elsewhere
+nb_code_prompt_show, nb_code_prompt_hide = "Open", "Close"
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 
