@@ -18,6 +18,7 @@ _MODULES = (
     "augment",
     "checkpoint",
     "datasets",
+    "distill",
     "features",
     "finetune",
     "hyperrule",

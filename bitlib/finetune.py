@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -92,11 +93,7 @@ def fit(
     variables = _trainable(model, freeze)
     entropy = _entropy(train)
     strategy = loop.strategy_of(model)
-    if plan.batch_size % strategy.num_replicas_in_sync:
-        raise ValueError(
-            f"plan: batch_size {plan.batch_size} cannot be shared equally by the "
-            f"{strategy.num_replicas_in_sync} replicas of the strategy"
-        )
+    loop.check_share(plan.batch_size, strategy)
     with strategy.scope():
         optimizer = _optimizer(model, plan)
         optimizer.build(variables)
@@ -109,11 +106,7 @@ def fit(
         own = augment.training_batches(train, plan, _num_classes(model), seed, start)
         return loop.shared(own, plan.batch_size, strategy)
 
-    validate = None
-    if validation is not None:
-        examples = augment.evaluation_batches(validation, plan, _num_classes(model))
-        forward = _forward(model, plan)
-        validate = lambda: _evaluate(forward, examples, entropy)  # noqa: E731
+    validate = None if validation is None else evaluator(model, validation, plan, _num_classes(model))
     loop.Loop(
         plan.steps,
         plan.learning_rate,
@@ -152,8 +145,19 @@ def evaluate(model: BiT, examples: Examples, plan: Plan, batch_size: int = 64) -
     Raises:
         ValueError: `examples` are of other shapes, dtypes or ranges, or there are none.
     """
-    batches = augment.evaluation_batches(examples, plan, _num_classes(model), batch_size)
-    return _evaluate(_forward(model, plan), batches, _entropy(examples))
+    return evaluator(model, examples, plan, _num_classes(model), batch_size)()
+
+
+def evaluator(
+    model: keras.Model, examples: Examples, plan: Plan, num_classes: int, batch_size: int = 64
+) -> Callable[[], tuple[float, float]]:
+    """What `evaluate` gives, to be called as often as one likes; for any model from images to logits.
+
+    Raises: as `evaluate`, here and not when it is called.
+    """
+    batches = augment.evaluation_batches(examples, plan, num_classes, batch_size)
+    forward, entropy = _forward(model, plan), _entropy(examples)
+    return lambda: _evaluate(forward, batches, entropy)
 
 
 def predict(model: BiT, images: np.ndarray | tf.data.Dataset, plan: Plan, batch_size: int = 64) -> np.ndarray:
@@ -183,12 +187,17 @@ def _check(model, plan, freeze, accumulate, save_every, validate_every) -> None:
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
     _num_classes(model)
+    check_steps(plan, accumulate, save_every, validate_every)
+    if freeze is not None and freeze not in FREEZABLE:
+        raise ValueError(f"freeze: expected None or one of {', '.join(FREEZABLE)}, received {freeze!r}")
+
+
+def check_steps(plan: Plan, accumulate: int, save_every: int | None, validate_every: int | None) -> None:
+    """Raise TypeError or ValueError for what no training takes; `fit` says what it takes."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected what bitlib.hyperrule.plan returns, received {type(plan).__name__}")
     if plan.crop < 32:
         raise ValueError(f"plan: crop is {plan.crop} pixels, the network needs at least 32")
-    if freeze is not None and freeze not in FREEZABLE:
-        raise ValueError(f"freeze: expected None or one of {', '.join(FREEZABLE)}, received {freeze!r}")
     for name, value in (("save_every", save_every), ("validate_every", validate_every)):
         if value is not None and not (isinstance(value, int) and value > 0):
             raise ValueError(f"{name}: expected None or a positive number of steps, received {value!r}")
@@ -278,7 +287,7 @@ def _train_step(
     return loop.train_step(loss_of, optimizer, variables, strategy, accumulate)
 
 
-def _forward(model: BiT, plan: Plan):
+def _forward(model: keras.Model, plan: Plan):
     return tf.function(
         lambda images: model(augment.evaluation_image(images, plan)),
         input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)],

@@ -155,7 +155,7 @@ def plan(
         batch_size: examples a step. The rate is scaled by `batch_size / 512`.
         base_lr: the rate at batch 512.
         steps: how long to train, if not as the rule says; warm-up and decays are scaled along.
-        variant: `official` or `paper`, see the table of this module.
+        variant: `official` or `paper`, see the top of this module.
         architecture: `R152x4` has a resolution of its own in the paper.
         task: the name of a VTAB task (`bitlib.zoo.VTAB_TASKS`), for some of which flips or crops
             destroy the label. For a task of your own say so with `random_flip`, `random_crop`.

@@ -92,6 +92,15 @@ def strategy_of(model: keras.Model) -> tf.distribute.Strategy:
     return owner or current
 
 
+def check_share(batch_size: int, strategy: tf.distribute.Strategy) -> None:
+    """Raise ValueError unless the replicas can share a batch equally."""
+    if batch_size % strategy.num_replicas_in_sync:
+        raise ValueError(
+            f"plan: batch_size {batch_size} cannot be shared equally by the "
+            f"{strategy.num_replicas_in_sync} replicas of the strategy"
+        )
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes files: the only one, or the first of several."""
     resolver = strategy.cluster_resolver
@@ -122,12 +131,15 @@ def train_step(
     variables: Sequence[keras.Variable],
     strategy: tf.distribute.Strategy,
     accumulate: int = 1,
+    clip: float | None = None,
 ) -> Callable:
     """A function from one batch, as `shared` gives it, to its loss; it updates the variables.
 
     Args:
         loss_of: part of a batch -> its share of the loss: summed over parts and replicas it is the mean.
         accumulate: parts that a replica computes its share of the batch in, one after the other.
+        clip: the norm that the gradient of the whole batch, of all variables together, is shrunk to if it
+            is longer.
     """
 
     def gradients(*batch):
@@ -160,6 +172,10 @@ def train_step(
 
     def replica_step(*batch):
         loss, grads = accumulated(*batch)
+        if clip is not None:
+            replica = tf.distribute.get_replica_context()
+            whole, _ = tf.clip_by_global_norm(replica.all_reduce(tf.distribute.ReduceOp.SUM, grads), clip)
+            grads = [gradient / replica.num_replicas_in_sync for gradient in whole]
         optimizer.apply(grads, variables)  # sums them over replicas
         return loss
 
@@ -178,8 +194,8 @@ class Guard:
     everything. Steps of rate 0, as a warm-up begins with, do not count.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable]):
-        self.variables, self.updates = variables, 0
+    def __init__(self, variables: Sequence[keras.Variable], name: str = "model"):
+        self.variables, self.name, self.updates = variables, name, 0
         self.before = self._fingerprints()
 
     def _fingerprints(self) -> list[int]:
@@ -199,8 +215,8 @@ class Guard:
             if any(members) and not any(c for c, member in zip(changed, members, strict=True) if member):
                 weights = sum(math.prod(variable.shape) for variable in self.variables)
                 raise RuntimeError(
-                    f"model: its {part} does not train: {sum(members)} arrays are what they were before "
-                    f"{self.updates} steps ({weights:,} weights to train in all). A rate of "
+                    f"{self.name}: its {part} does not train: {sum(members)} arrays are what they were "
+                    f"before {self.updates} steps ({weights:,} weights to train in all). A rate of "
                     f"{rate:g} may be too small for float32, or the examples give no gradient"
                 )
         return self if self.updates == 1 else None

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitlib import checkpoint
+from bitlib import archive, checkpoint
+from bitlib.model import BiT
 from bitlib.writing import replacing
 
 if TYPE_CHECKING:
     import keras
-
-    from bitlib.model import BiT
 
 STATE = "training.npz"
 """The file of a checkpoint folder: weights, momenta, step, history, and what run they belong to."""
@@ -55,15 +54,22 @@ class Saved:
     """
 
     file: Path | None
-    model: BiT
+    model: keras.Model
     optimizer: keras.optimizers.Optimizer
     run: Mapping
+
+    @property
+    def weights(self) -> dict[str, keras.Variable]:
+        """The model's variables under the names they are saved by: those of a BiT's arrays, else numbers."""
+        if isinstance(self.model, BiT):
+            return {checkpoint.array_name(variable): variable for variable in self.model.variables}
+        return {f"weights/{index}": variable for index, variable in enumerate(self.model.variables)}
 
     @classmethod
     def in_folder(
         cls,
         folder: str | os.PathLike | None,
-        model: BiT,
+        model: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         run: Mapping,
     ) -> Saved:
@@ -100,14 +106,23 @@ class Saved:
                     f"checkpoints: {self.file.parent} holds a training with {name} {found.get(name)!r}, "
                     f"expected {value!r}; choose another folder, or delete it"
                 )
+        weights = self.weights
+        values = {n: a for n, a in arrays.items() if n != "training" and not n.startswith("optimizer/")}
         try:
             checkpoint.check(
                 {variable.path: array.shape for variable, array in zip(variables, momenta, strict=True)},
                 {variable.path: tuple(variable.shape) for variable in variables},
             )
-            checkpoint.assign(self.model, {n: a for n, a in arrays.items() if n.startswith("resnet/")})
+            checkpoint.check(
+                {name: array.shape for name, array in values.items()},
+                {name: tuple(variable.shape) for name, variable in weights.items()},
+            )
+            for name, array in values.items():
+                archive.require_finite(name, array)
         except checkpoint.CheckpointError as error:
             raise ValueError(f"checkpoints: {self.file}: {error}; delete it to begin anew") from error
+        for name, variable in weights.items():
+            variable.assign(values[name])
         for variable, array in zip(variables, momenta, strict=True):
             variable.assign(array)
         return history
@@ -116,7 +131,7 @@ class Saved:
         """Write the whole state, unless the training is not saved or its weights are not finite."""
         if self.file is None:
             return
-        weights = {checkpoint.array_name(variable): variable.numpy() for variable in self.model.variables}
+        weights = {name: variable.numpy() for name, variable in self.weights.items()}
         if not all(np.isfinite(array).all() for array in weights.values()):
             return
         momenta = {f"optimizer/{i}": variable.numpy() for i, variable in enumerate(self.optimizer.variables)}

@@ -1,6 +1,7 @@
 """The repository itself: layers, make targets, types, and the files that greet people who join."""
 
 import ast
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -84,6 +85,20 @@ def test_github_runs_make_on_every_python_that_the_package_supports():
     assert set(matrix["target"]) <= set(targets)
     python = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"])
     assert matrix["python"] == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in python]
+
+
+def test_binder_and_the_dev_container_install_what_is_here():
+    """pip takes `-e` from where it is started, the repository, and `-c` from where the file lies."""
+    constraints, package = (ROOT / ".binder" / "requirements.txt").read_text().split("\n")[:2]
+    assert (ROOT / ".binder" / constraints.removeprefix("-c ")).resolve() == ROOT / "constraints.txt"
+    assert package == "-e .[pages]"
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    version = (ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-")
+    assert version in SpecifierSet(python)
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert re.search(r"python:1-([\d.]+)-", container["image"])[1] in SpecifierSet(python)
+    target = container["postCreateCommand"].removeprefix("make ")
+    assert f"\n{target}: " in (ROOT / "Makefile").read_text()
 
 
 def test_a_commit_is_checked_by_the_tools_of_make_lint():

@@ -1,0 +1,240 @@
+"""Function matching, "A good teacher is patient and consistent" (arXiv 2106.05237, section 3): a student
+learns to compute what a teacher computes, from pictures without labels.
+
+It is fine-tuning but for four things, which are all that this module adds: the loss is between two networks,
+MixUp is at its strongest, the rate follows a cosine, and Adam with decoupled weight decay takes the steps.
+The loop is `bitlib.loop`, saving and resuming `bitlib.resume`, crops and MixUp `bitlib.augment`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bitlib import augment, finetune, loop, ops
+from bitlib.hyperrule import Plan
+from bitlib.model import BiT
+from bitlib.resume import History, Saved
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from bitlib.inputs import Examples
+
+
+@dataclass(frozen=True)
+class Matching(Plan):
+    """A plan whose rate falls from `base_lr` to zero along half a cosine, without a warm-up."""
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of an optimizer step, from 0 to `steps - 1`; later ones have rate 0."""
+        return self.base_lr * (1 + math.cos(math.pi * min(step / self.steps, 1))) / 2
+
+
+def plan(
+    crop: int,
+    steps: int = 1000,
+    resize: int | None = None,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    random_flip: bool = True,
+    random_crop: bool = True,
+) -> Matching:
+    """How to match: MixUp's share is uniform in [0, 1], for every batch (section 3.1).
+
+    Args:
+        crop: height and width of what both networks see, in pixels, at least 32.
+        steps: of the optimizer. The more, the better: the paper's longest runs take a million epochs.
+        resize: height and width of the pictures before they are cropped; None for 8/7 of `crop`.
+        batch_size: pictures a step.
+        learning_rate: of the first step.
+        random_flip, random_crop: whether to mirror and crop at random.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    resize = crop * 8 // 7 if resize is None else resize
+    for name, value, least in (("crop", crop, 32), ("steps", steps, 1), ("batch_size", batch_size, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected a whole number, at least {least}, received {value!r}")
+    if not isinstance(resize, int) or resize < crop:
+        raise ValueError(f"resize: expected a whole number, at least crop, {crop}, received {resize!r}")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate: expected a positive number, received {learning_rate!r}")
+    return Matching(
+        variant="matching",
+        steps=steps,
+        warmup_steps=0,
+        boundaries=(),
+        base_lr=learning_rate,
+        batch_size=batch_size,
+        momentum=0.9,
+        resize=resize,
+        crop=crop,
+        mixup_alpha=1.0,  # Beta(1, 1) is uniform
+        random_flip=random_flip,
+        random_crop=random_crop,
+    )
+
+
+def divergence(teacher: tf.Tensor, student: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
+    """KL(teacher ‖ student) of the softmax of logits divided by the temperature (section 3, equation 1).
+
+    Args:
+        teacher, student: logits, float `[N, classes]`.
+        temperature: above 1, unlikely classes count for more.
+
+    Returns:
+        float `[N]`, in nats.
+    """
+    known = tf.nn.log_softmax(teacher / temperature)
+    learnt = tf.nn.log_softmax(student / temperature)
+    return tf.reduce_sum(tf.exp(known) * (known - learnt), axis=-1)
+
+
+def match(
+    teacher: keras.Model,
+    student: keras.Model,
+    images: ArrayLike | tf.data.Dataset,
+    steps: int = 1000,
+    validation: Examples | None = None,
+    seed: int = 0,
+    verbose: int = 1,
+    *,
+    temperature: float = 1.0,
+    weight_decay: float = 1e-4,
+    accumulate: int = 1,
+    checkpoints: str | os.PathLike | None = None,
+    save_every: int | None = None,
+    validate_every: int | None = None,
+    tensorboard: str | os.PathLike | None = None,
+    **how: Any,
+) -> History:
+    """Train the student in place until it computes what the teacher computes. No label is used.
+
+    Both see the same pictures: cropped, mirrored and blended alike. The teacher is called for inference, and
+    stays as it is. Gradients of the whole batch are clipped to norm 1.
+
+    Args:
+        teacher, student: any Keras models from images float `[N, H, W, 3]` in [-1, 1] to logits
+            `[N, classes]`, of the same classes.
+        images: float `[N, H, W, 3]` in [-1, 1]; or an unbatched, finite `tf.data.Dataset` of such images, or
+            of pairs of an image and something that is not looked at.
+        steps: of the optimizer.
+        validation: images and labels as `bitlib.finetune.fit` takes them, to follow the student's accuracy.
+        seed: of the order of pictures, crops, flips and MixUp.
+        verbose: 1 for a progress bar.
+        temperature: of `divergence`.
+        weight_decay: of AdamW, relative to the rate.
+        accumulate, checkpoints, save_every, validate_every, tensorboard: as `bitlib.finetune.fit`.
+        how: `crop`, `resize`, `batch_size`, `learning_rate`, `random_flip`, `random_crop`, as `plan` takes
+            them; without `crop`, it is the height of the first image.
+
+    Returns:
+        The history; `loss` is the divergence of each batch.
+
+    Raises:
+        TypeError: `teacher` or `student` is no Keras model.
+        ValueError: an argument is out of range; the two differ in their classes; the student has no weights
+            to train, or shares some with the teacher; or `checkpoints` holds another training.
+        RuntimeError: weights of the student that should change are as they were after two steps.
+        FloatingPointError: the divergence is not finite.
+    """
+    examples = _unlabelled(images)
+    rule = plan(**{"crop": _height(examples), "steps": steps} | how)
+    finetune.check_steps(rule, accumulate, save_every, validate_every)
+    for name, value in (("temperature", temperature), ("weight_decay", weight_decay)):
+        if not 0 <= value < math.inf or (name == "temperature" and value == 0):
+            raise ValueError(f"{name}: expected a positive number, received {value!r}")
+    num_classes = _check_pair(teacher, student, rule)
+    strategy = loop.strategy_of(student)
+    loop.check_share(rule.batch_size, strategy)
+    variables = student.trainable_variables
+    with strategy.scope():
+        optimizer = keras.optimizers.AdamW(rule.schedule(), weight_decay=weight_decay)
+        optimizer.build(variables)
+    run = asdict(rule) | {"boundaries": [], "seed": seed}
+    run |= {"temperature": temperature, "weight_decay": weight_decay}
+    saved = Saved.in_folder(checkpoints, student, optimizer, run)
+    trained = sum(math.prod(variable.shape) for variable in variables)
+    history = saved.restore() or History(trained=trained, frozen=student.count_params() - trained)
+
+    def batches(start: int) -> Iterable:
+        own = augment.training_batches(examples, rule, 1, seed, start)
+        return loop.shared(own.map(lambda pictures, _: (pictures,)), rule.batch_size, strategy)
+
+    def loss_of(pictures: tf.Tensor) -> tf.Tensor:
+        with ExitStack() as stack:
+            for model in (teacher, student):
+                if isinstance(model, BiT):
+                    stack.enter_context(ops.computed_by(model, ops.fast()))
+            known = tf.stop_gradient(teacher(pictures, training=False))
+            learnt = student(pictures, training=True)
+        apart = divergence(tf.cast(known, tf.float32), tf.cast(learnt, tf.float32), temperature)
+        return tf.reduce_sum(apart) / rule.batch_size
+
+    loop.Loop(
+        rule.steps,
+        rule.learning_rate,
+        loop.train_step(loss_of, optimizer, variables, strategy, accumulate, clip=1.0),
+        batches,
+        None if validation is None else finetune.evaluator(student, validation, rule, num_classes),
+        validate_every,
+        save_every,
+    ).run(
+        history,
+        saved,
+        guard=None if history.loss else loop.Guard(variables, "student"),
+        chief=loop.is_chief(strategy),
+        verbose=verbose,
+        tensorboard=tensorboard,
+    )
+    return history
+
+
+def _check_pair(teacher: keras.Model, student: keras.Model, plan: Plan) -> int:
+    """The number of classes that both tell apart; builds a model that was never called."""
+    shapes = []
+    for name, model in (("teacher", teacher), ("student", student)):
+        if not isinstance(model, keras.Model):
+            raise TypeError(f"{name}: expected a Keras model, received {type(model).__name__}")
+        logits = model(np.zeros((1, plan.crop, plan.crop, 3), np.float32), training=False)
+        shapes.append(tuple(getattr(logits, "shape", ())))
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2:
+        raise ValueError(
+            f"student: gives outputs of shape {shapes[1]} for one image, the teacher's have {shapes[0]}; "
+            "expected logits [N, classes] of the same classes from both"
+        )
+    if not student.trainable_variables:
+        raise ValueError("student: has no weights to train; set student.trainable = True")
+    own = {id(variable) for variable in student.variables}
+    common = [variable.path for variable in teacher.variables if id(variable) in own]
+    if common:
+        raise ValueError(
+            f"teacher: shares {len(common)} variables with the student, {common[0]} first, and would train "
+            "along; load it once more"
+        )
+    if student.dtype_policy.compute_dtype == "float16":
+        raise ValueError("student: computes in float16, whose small gradients vanish; use mixed_bfloat16")
+    return shapes[0][-1]
+
+
+def _height(examples: Examples) -> int:
+    image = next(iter(examples))[0] if isinstance(examples, tf.data.Dataset) else examples[0][:1][0]
+    return int(np.shape(image)[0])
+
+
+def _unlabelled(images: ArrayLike | tf.data.Dataset) -> Examples:
+    """Images as examples of one class, which nobody looks at."""
+    if not isinstance(images, tf.data.Dataset):
+        images = np.asarray(images)
+        return images, np.zeros(len(images), np.int64)
+    return images.map(lambda *parts: (parts[0], tf.constant(0, tf.int64)))
