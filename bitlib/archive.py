@@ -21,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bitlib import tensors
 from bitlib.layout import CheckpointError, check, infer, layout
+from bitlib.tensors import require_finite as require_finite
 from bitlib.writing import replacing
 
 _NUMBERED = re.compile(r"\b(standardized_conv2d|group_norm|conv2d)_\d+(?=/)")
@@ -175,14 +177,6 @@ def _errors_of(name: str) -> Iterator[None]:
         raise CheckpointError(f"{name}: corrupt or truncated ({reason})") from error
 
 
-def require_finite(name: str, array: np.ndarray) -> None:
-    """Raise `CheckpointError` if any value is NaN or infinite."""
-    # Of an array that holds NaN, both are NaN; and neither needs memory.
-    if not (np.isfinite(np.min(array)) and np.isfinite(np.max(array))):
-        count = int((~np.isfinite(array)).sum())
-        raise CheckpointError(f"{name}: {count} of {array.size} values are NaN or infinite, expected none")
-
-
 def existing(path: str | os.PathLike) -> Path:
     """The path as a `Path`. Raises `FileNotFoundError` if there is nothing."""
     path = Path(path)
@@ -209,16 +203,20 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 @contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Archive]:
-    """Open a `.npz` as a mapping that reads one array at a time. Raises as `read`, in the body too."""
+def opened(path: str | os.PathLike) -> Iterator[Archive | tensors.Tensors]:
+    """Open a file as a mapping that reads one array at a time. Raises as `read`, in the body too."""
     path = existing(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder, expected a BiT checkpoint (.npz)")
     try:
         if path.stat().st_size == 0:
             raise CheckpointError("an empty file, expected the arrays of a BiT; download it again")
-        with _zip(path) as file:
-            yield Archive(file)
+        if path.suffix == tensors.SUFFIX:
+            with tensors.opened(path) as found:
+                yield found
+        else:
+            with _zip(path) as file:
+                yield Archive(file)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -227,15 +225,16 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read a checkpoint, checking everything about it.
 
     Args:
-        path: a `.npz` in the published layout. Numbered names (`standardized_conv2d_17/kernel`) are
-            normalised. Arrays are never unpickled.
+        path: a `.npz` in the published layout, or a `.safetensors` with the names of timm or transformers.
+            Numbered names (`standardized_conv2d_17/kernel`) are normalised. Arrays are never unpickled.
 
     Returns:
         The arrays by name, float32, in the order of the network.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: not a zip, truncated, corrupt or empty; or an array is missing, unexpected,
+        ImportError: it is a `.safetensors`, and that package is not installed.
+        CheckpointError: not such a file, truncated, corrupt or empty; or an array is missing, unexpected,
             duplicate, pickled, of another shape or dtype, or holds NaN or infinity.
     """
     with opened(path) as archive:
@@ -252,18 +251,21 @@ def shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
 
 
 NOTE = "bitlib"
-"""The key in a zip's comment, which is JSON, under which `write` puts its note."""
+"""The key of a note: of JSON in a zip's comment, or in the metadata of a `.safetensors`."""
 
 
 def read_note(path: str | os.PathLike) -> dict:
-    """The note that `write` left in a `.npz`; empty if there is none, or the file cannot be opened.
+    """The note that `write` left in a file; empty if there is none, or the file cannot be opened.
 
     Raises:
         CheckpointError: there is one, and it is damaged.
     """
     try:
-        with _zip(Path(path)) as file:
-            comment = file.comment
+        if Path(path).suffix == tensors.SUFFIX:
+            comment = tensors.read_note(Path(path)).encode()
+        else:
+            with _zip(Path(path)) as file:
+                comment = file.comment
     except (OSError, CheckpointError):
         return {}  # `opened` says what is wrong with it
     if not comment.startswith(b'{"%s":' % NOTE.encode()):
@@ -271,29 +273,33 @@ def read_note(path: str | os.PathLike) -> dict:
     try:
         note = json.loads(comment)[NOTE]
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the note in the zip's comment is damaged ({error})") from error
+        raise CheckpointError(f"{path}: the note that it carries is damaged ({error})") from error
     if not isinstance(note, dict):
-        raise CheckpointError(f"{path}: the note in the zip's comment is damaged (not a dictionary)")
+        raise CheckpointError(f"{path}: the note that it carries is damaged (not a dictionary)")
     return note
 
 
 def write(path: str | os.PathLike, arrays: Mapping, note: Mapping | None = None) -> Path:
-    """Write arrays as an uncompressed `.npz`, the same bytes each time.
+    """Write arrays as an uncompressed `.npz`, or as a `.safetensors` with timm's names.
+
+    The same arrays give the same bytes each time.
 
     Args:
-        path: where to; replaced only once the new file is complete.
+        path: where to; replaced only once the new file is complete. Its suffix says which.
         arrays: by name; whatever NumPy can convert, one after the other.
         note: what `read_note` will give back: JSON that fits into the comment of a zip, 65535 bytes. One
             that does not fit loses its `class_names`.
     """
     path = Path(path)
-    comment = json.dumps({NOTE: note}).encode() if note else b""
+    comment = json.dumps({NOTE: note}) if note else ""
+    if path.suffix == tensors.SUFFIX:
+        return tensors.write(path, arrays, comment)
     if note and len(comment) > zipfile.ZIP_MAX_COMMENT:
-        comment = json.dumps({NOTE: {k: v for k, v in note.items() if k != "class_names"}}).encode()
+        comment = json.dumps({NOTE: {k: v for k, v in note.items() if k != "class_names"}})
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
         if comment:
             with zipfile.ZipFile(temporary, "a") as archive:
-                archive.comment = comment
+                archive.comment = comment.encode()
     return path

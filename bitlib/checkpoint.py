@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitlib import archive, store, zoo
+from bitlib import archive, store, tensors, zoo
 from bitlib.archive import Archive as Archive
 from bitlib.archive import opened, read, shapes
 from bitlib.digests import sha256
@@ -34,6 +34,10 @@ __all__ = [  # the names of the rooms below that are called from here
     "fetch", "fetch_file", "find", "infer", "layout", "load", "opened", "prefetch", "read", "resolve", "save",
     "shapes",
 ]  # fmt: skip
+
+
+FILES = (".npz", tensors.SUFFIX)
+"""The suffixes of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,19 @@ def find(source: str | os.PathLike | Source) -> Source:
     """Look up a source: the one place where names, handles and paths are told apart.
 
     Args:
-        source: a name of `bitlib.zoo.names()`, a hub handle, or a path to a `.npz`. A `Source` is returned
-            as it is. What is not on this machine is downloaded.
+        source: a name of `bitlib.zoo.names()`, a hub handle, or a path to a `.npz` or to a `.safetensors`
+            with the names of timm or transformers. A `Source` is returned as it is. What is not on this
+            machine is downloaded.
 
     Raises:
-        FileNotFoundError: it reads like a path (it ends in `.npz` or is a `Path`) and is not there.
+        FileNotFoundError: it reads like a path (it ends like one of `FILES`, or is a `Path`) and is not
+            there.
         ValueError: no published BiT has that name, or no file can have it.
         ConnectionError, OSError: as `fetch`.
     """
     if isinstance(source, Source):
         return source
-    if isinstance(source, os.PathLike) or str(source).endswith(".npz") or is_file(source):
+    if isinstance(source, os.PathLike) or str(source).endswith(FILES) or is_file(source):
         path = archive.existing(expanded(source, "source"))
         return Source(replace(zoo.card_of(path), **_noted(path)), path)
     card = zoo.card(source)
@@ -103,7 +109,7 @@ def assign(model: BiT, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 NOTED = ("resolution", "short_side", "antialias", "activation", "labels", "class_names", "trained_on")
-"""What `save` writes about a model beside its arrays: fields of its card, as JSON in the zip's comment."""
+"""What `save` writes about a model beside its arrays: fields of its card, as JSON."""
 
 
 def _is_text(value) -> bool:
@@ -129,9 +135,7 @@ def _noted(path: Path) -> dict:
     }
     for name, value in fields.items():
         if name not in right or not right[name](value):
-            raise CheckpointError(
-                f"{path}: the note about the model in the zip's comment is damaged ({name})"
-            )
+            raise CheckpointError(f"{path}: the note about the model that it carries is damaged ({name})")
     return fields | ({"class_names": tuple(fields["class_names"])} if "class_names" in fields else {})
 
 
@@ -143,7 +147,7 @@ def load(
     """Load a checkpoint into a new Keras model.
 
     Args:
-        source: a name of `bitlib.zoo.names()`, a hub handle, a path to a `.npz`, or what `find` returned.
+        source: a name of `bitlib.zoo.names()`, a hub handle, a path, as `find` takes them.
         head: `"keep"` for the checkpoint's own classifier (of the handle of a feature extractor: for
             none); None for pooled features; or, for a new head that starts at zero (BiT-HyperRule,
             section 3.3), a number of classes or a list of their names.
@@ -200,15 +204,16 @@ def _checked_head(head) -> tuple[str | int | None, tuple[str, ...] | None]:
 
 
 def save(model: BiT, path: str | os.PathLike) -> Path:
-    """Write a model's weights as a `.npz` in the published layout.
+    """Write a model's weights as a `.npz` in the published layout, or as a `.safetensors` with timm's names.
 
     What `load` reads back is the same bit for bit, and so is the file each time it is written. JAX
     and PyTorch code that reads the published files reads this one. What else a reader has to know
-    (resolution, names of the classes) is in the comment of the zip, where only `load` looks for it.
+    (resolution, names of the classes) is where only `load` looks for it: in the comment of the zip, or the
+    metadata of the header.
 
     Args:
         model: a `bitlib.model.BiT`.
-        path: where to; replaced only once the new file is complete.
+        path: where to; replaced only once the new file is complete. Its suffix says which.
     """
     fields = {name: getattr(model.card, name) for name in NOTED} if model.card else {}
     arrays = {array_name(variable): variable for variable in model.variables}

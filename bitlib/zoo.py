@@ -329,7 +329,7 @@ def card_of(source: str | os.PathLike) -> Card:
         ValueError: neither a file nor the name of a published BiT.
     """
     path = Path(source)
-    if isinstance(source, os.PathLike) or path.suffix == ".npz" or is_file(path):
+    if isinstance(source, os.PathLike) or path.suffix in (".npz", ".safetensors") or is_file(path):
         return _find(str(source)) or own_card(path.stem, path.name)
     return card(str(source))
 

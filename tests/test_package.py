@@ -123,7 +123,9 @@ def test_the_package_imports_only_its_core_and_names_the_extra_of_anything_else(
     for path in (ROOT / "bitlib").glob("*.py"):
         source = path.read_text()
         for project in imported(source) - core - in_kernel.get(path.name, set()):
-            (extra,) = (name for name in ("datasets", "tensorboard") if f"{project}>=" in str(EXTRAS[name]))
+            (extra,) = (
+                name for name in ("datasets", "tensorboard", "torch") if f"{project}>=" in str(EXTRAS[name])
+            )
             assert f"pip install 'bitlib[{extra}]'" in source, (path.name, project)
 
 
@@ -170,7 +172,17 @@ def test_installing_the_wheel_alone_brings_its_core_only(wheel):
         "scikit-learn", "scipy", "tensorflow", "threadpoolctl", "tqdm", "urllib3",
     }  # fmt: skip
     extras = re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)
-    assert set(extras) == {"hub", "tasks", "pages", "datasets", "tensorboard", "site", "teach", "test"}
+    assert set(extras) == {
+        "hub",
+        "tasks",
+        "pages",
+        "datasets",
+        "tensorboard",
+        "site",
+        "teach",
+        "torch",
+        "test",
+    }
 
 
 @pytest.mark.slow

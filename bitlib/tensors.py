@@ -1,0 +1,143 @@
+"""A `.safetensors` with the names of timm or transformers, and its arrays in the published layout.
+
+The format has no code in it: a header of names, dtypes, shapes and places, then the numbers. The package
+`safetensors` checks that these fit the file; names, shapes and values are checked here, as those of a `.npz`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitlib import torchnames
+from bitlib.layout import CheckpointError, check, infer, layout
+from bitlib.writing import replacing
+
+SUFFIX = ".safetensors"
+_HEADER = 4 << 20
+"""Bytes that the header may take: that of the largest BiT takes 100 kB."""
+
+_FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+
+
+def require_finite(name: str, array: np.ndarray) -> None:
+    """Raise `CheckpointError` if any value is NaN or infinite."""
+    # Of an array that holds NaN, both are NaN; and neither needs memory.
+    if not (np.isfinite(np.min(array)) and np.isfinite(np.max(array))):
+        count = int((~np.isfinite(array)).sum())
+        raise CheckpointError(f"{name}: {count} of {array.size} values are NaN or infinite, expected none")
+
+
+class Tensors(Mapping):
+    """The arrays of an open file by their published names, each read from disk and checked when asked for."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        library = torchnames.convention(file.keys())
+        if library is None:
+            raise CheckpointError(
+                f"no array {' or '.join(torchnames.ROOTS.values())}: no BiT of timm or transformers"
+            )
+        renamed = torchnames.ours(file.keys(), library)
+        self._there = {own: name for name, own in renamed.items()}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for own, name in self._there.items():
+            found = file.get_slice(name)
+            if found.get_dtype() not in _FLOATS:
+                raise CheckpointError(
+                    f"{name}: expected one of {', '.join(_FLOATS)}, found {found.get_dtype()}"
+                )
+            self.shapes[own] = torchnames.shape_of(own, tuple(found.get_shape()))
+        self.architecture = infer(self.shapes)
+        check(self.shapes, layout(self.architecture))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(layout(self.architecture))
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One array: float32, in the published shape, all values finite."""
+        array = np.asarray(self._file.get_tensor(self._there[name]), np.float32)
+        require_finite(self._there[name], array)
+        if array.ndim == 2:  # the head of transformers is a linear layer
+            array = array[..., None, None]
+        return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Tensors]:
+    """Open a file as a mapping that reads one array at a time.
+
+    Raises:
+        ImportError: the package `safetensors` is not installed.
+        CheckpointError: the file is damaged, or not the arrays of a BiT. The caller names the file.
+    """
+    library = _library()
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+    if size > min(_HEADER, path.stat().st_size):
+        raise CheckpointError(f"a header of {size} bytes, expected at most {_HEADER} within the file")
+    try:
+        with library.safe_open(path, framework="numpy") as file:
+            yield Tensors(file)
+    except (library.SafetensorError, OSError, ValueError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"corrupt or truncated ({error})") from error
+
+
+def read_note(path: Path) -> str:
+    """The note that `write` left in a file; empty if there is none, or the file cannot be opened."""
+    library = _library()
+    try:
+        with library.safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("bitlib", "")
+    except (library.SafetensorError, OSError):
+        return ""
+
+
+def write(path: Path, arrays: Mapping, note: str) -> Path:
+    """Write arrays of the published layout under timm's names; replaced only once the file is complete."""
+    _library()
+    from safetensors.numpy import save_file
+
+    found = {}
+    for name, values in arrays.items():
+        array = np.asarray(values, np.float32)
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        found[torchnames.theirs(name, "timm")] = np.ascontiguousarray(array)
+    with replacing(path) as temporary:
+        save_file(found, temporary, {"format": "pt"} | ({"bitlib": note} if note else {}))
+        _order_metadata(temporary)
+    return path
+
+
+def _order_metadata(path: Path) -> None:
+    """Put the metadata in order: `safetensors` writes it in another one each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
+def _library():
+    try:
+        import safetensors
+    except ImportError:
+        raise ImportError(
+            "safetensors: the package is not installed; pip install 'bitlib[torch]' brings it"
+        ) from None
+    return safetensors
