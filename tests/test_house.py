@@ -41,6 +41,17 @@ def test_the_readme_lists_every_module():
     assert sorted(name for name, _ in listed) == sorted(modules)
 
 
+def test_each_published_thing_has_its_test():
+    table = (ROOT / "README.md").read_text().split("## What was published")[1].split("\n## ")[0]
+    rows = re.findall(r"\[`(?:(\w+)::)?(\w+)`\]\((tests/\w+\.py)\)", table)
+    assert len(rows) == table.count("\n|") - 2 >= 10
+    for group, name, file in rows:
+        body = ast.parse((ROOT / file).read_text()).body
+        if group:
+            (body,) = (node.body for node in body if isinstance(node, ast.ClassDef) and node.name == group)
+        assert name in {node.name for node in body if isinstance(node, ast.FunctionDef)}, (file, name)
+
+
 def test_the_package_is_imported_as_a_whole_by_the_plan_alone():
     """Its lazy attributes lead past the contract."""
     graph = grimp.build_graph("bitlib", cache_dir=None)
