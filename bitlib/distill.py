@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from bitlib import augment, finetune, loop, ops
 from bitlib.hyperrule import Plan
+from bitlib.inputs import check_dataset, check_examples
 from bitlib.model import BiT
 from bitlib.resume import History, Saved
 
@@ -228,13 +229,17 @@ def _check_pair(teacher: keras.Model, student: keras.Model, plan: Plan) -> int:
 
 
 def _height(examples: Examples) -> int:
-    image = next(iter(examples))[0] if isinstance(examples, tf.data.Dataset) else examples[0][:1][0]
-    return int(np.shape(image)[0])
+    """Of the first image; raises ValueError for what are no images in [-1, 1]."""
+    if isinstance(examples, tf.data.Dataset):
+        check_dataset(examples, 1)
+        return next(iter(examples))[0].shape[0]
+    check_examples(*examples, 1)
+    return examples[0].shape[1]
 
 
 def _unlabelled(images: ArrayLike | tf.data.Dataset) -> Examples:
     """Images as examples of one class, which nobody looks at."""
     if not isinstance(images, tf.data.Dataset):
         images = np.asarray(images)
-        return images, np.zeros(len(images), np.int64)
+        return images, np.zeros(images.shape[:1], np.int64)
     return images.map(lambda *parts: (parts[0], tf.constant(0, tf.int64)))

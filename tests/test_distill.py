@@ -165,6 +165,13 @@ class TestMatch:
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
         np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
 
+    def test_batches_in_parts(self, images):
+        losses = []
+        for parts in (1, 3):
+            keras.utils.set_random_seed(0)
+            losses.append(distill.match(Echo(), Watching(), images, **HOW, accumulate=parts).loss)
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
     def test_accuracy_is_followed(self, images):
         teacher = small(0)
         labels = np.argmax(teacher(images), -1)
@@ -263,6 +270,15 @@ class TestRefusals:
         half = bitlib.model.BiT((1, 1, 1, 1), 0.5, CLASSES, dtype="mixed_float16")
         with pytest.raises(ValueError, match="^student: computes in float16"):
             distill.match(small(0), half, images, **HOW)
+
+    @pytest.mark.parametrize(
+        "given", [[], np.zeros((0, 36, 36, 3), "float32"), np.zeros((36, 36, 3), "float32")]
+    )
+    def test_no_pictures(self, given):
+        with pytest.raises(ValueError, match=r"^images: "):
+            distill.match(small(0), small(1), given, **HOW)
+        with pytest.raises(ValueError, match=r"^(images|examples): "):
+            distill.match(small(0), small(1), tf.data.Dataset.from_tensor_slices(np.float32(given)), **HOW)
 
     def test_integers_are_no_pictures(self, images):
         with pytest.raises(ValueError, match=r"^images: "):
