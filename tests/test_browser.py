@@ -225,10 +225,20 @@ def lab(tmp_path_factory):
             except OSError:
                 assert monotonic() < deadline, (folder / "log.txt").read_text()[-2000:]
                 sleep(0.3)
-        yield f"http://127.0.0.1:{port}/lab/workspaces"
+        yield f"http://127.0.0.1:{port}/lab/workspaces", folder
     finally:
         server.terminate()
         server.wait(30)
+
+
+def peaks(folder):
+    """The peak memory in MiB of each kernel that runs in a folder; none where there is no /proc."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ipykernel" in (process / "cmdline").read_bytes() and (process / "cwd").readlink() == folder:
+                yield int((process / "status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+        except OSError:
+            continue  # another's, or it has ended
 
 
 CELLS = "jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells"
@@ -239,7 +249,8 @@ CELLS = "jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
 def test_jupyterlab_runs_a_page_whole(lab, browser, name):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(120_000)
-    page.goto(f"{lab}/{name}/tree/notebooks/{name}.ipynb?reset")  # a workspace with this page alone
+    url, folder = lab
+    page.goto(f"{url}/{name}/tree/notebooks/{name}.ipynb?reset")  # a workspace with this page alone
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
     page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status == 'idle'")
     page.evaluate("void jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
@@ -253,6 +264,8 @@ def test_jupyterlab_runs_a_page_whole(lab, browser, name):
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
     assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
     page.screenshot(path=SHOTS / f"lab_{name}.png")
+    # Binder's machines have 2 GB, of which JupyterLab takes a fifth.
+    assert all(peak < 1600 for peak in peaks(folder / "notebooks"))
 
     number = next(
         i for i, c in enumerate(page.evaluate(CELLS)) if "solution" in c["metadata"].get("tags", [])
