@@ -40,22 +40,22 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("out") / "site"
-    command = [sys.executable, ROOT / "scripts" / "site.py", folder]
+def written(script, folder):
+    """The folder that a script writes."""
+    command = [sys.executable, ROOT / "scripts" / script, folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return written("site.py", tmp_path_factory.mktemp("out") / "site")
 
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("out") / "slides"
-    command = [sys.executable, ROOT / "scripts" / "slides.py", folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return written("slides.py", tmp_path_factory.mktemp("out") / "slides")
 
 
 class Links(HTMLParser):
