@@ -157,7 +157,7 @@ class TestVectors:
         vectors = features.extract(bitlib.load(bitlib.zoo.BUNDLED, head=None), batch)
         probe = OneVsRestClassifier(LogisticRegression(max_iter=1000)).fit(vectors[:400], truth[:400])
         plan = hyperrule.plan(
-            400, 64, **finetune.SMALL_MODEL | {"crop": 64, "resize": 64, "random_flip": False}
+            400, 64, **finetune.SMALL_MODEL | {"crop": 64, "resize": 64, "random_flip": False, "steps": 120}
         )
         model = bitlib.load(bitlib.zoo.BUNDLED, head=10)
         history = finetune.fit(model, (batch[:400], truth[:400]), plan, (batch[400:], truth[400:]), verbose=0)
