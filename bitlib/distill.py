@@ -233,8 +233,9 @@ def _height(examples: Examples) -> int:
     if isinstance(examples, tf.data.Dataset):
         check_dataset(examples, 1)
         return next(iter(examples))[0].shape[0]
-    check_examples(*examples, 1)
-    return examples[0].shape[1]
+    pictures, labels = (np.asarray(part) for part in examples)
+    check_examples(pictures, labels, 1)
+    return pictures.shape[1]
 
 
 def _unlabelled(images: ArrayLike | tf.data.Dataset) -> Examples:
