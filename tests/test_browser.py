@@ -248,7 +248,7 @@ CELLS = "jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
 @pytest.mark.parametrize("name", ["01_porting", "02_inference"])
 def test_jupyterlab_runs_a_page_whole(lab, browser, name):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(300_000)
     url, folder = lab
     page.goto(f"{url}/{name}/tree/notebooks/{name}.ipynb?reset")  # a workspace with this page alone
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
