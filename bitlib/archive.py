@@ -51,7 +51,7 @@ class _Limited(io.BufferedReader):
         return super().read(size)
 
 
-class Archive(Mapping):
+class Archive(tensors.Arrays):
     """The arrays of an open `.npz` by name, each read from disk and checked when asked for.
 
     Names, shapes, dtypes and sizes of all of them have been checked on opening: the file can hold them.
@@ -60,7 +60,7 @@ class Archive(Mapping):
     def __init__(self, file: zipfile.ZipFile):
         self._file = file
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes = {}
         for member in file.infolist():
             if not member.filename.endswith(".npy"):
                 raise CheckpointError(f"{member.filename}: unexpected, not an array (.npy)")
@@ -144,15 +144,6 @@ class Archive(Mapping):
             raise CheckpointError(f"{name}: {shape} float32 takes {declared} bytes, found {stored}")
         return tuple(map(int, shape))
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(layout(self.architecture))
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes  # Mapping's own would read the array to find out
-
     def __getitem__(self, name: str) -> np.ndarray:
         """One array: float32, in the machine's byte order, all values finite."""
         with _errors_of(name), self._file.open(self._members[name]) as stream:
@@ -203,7 +194,7 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 @contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Archive | tensors.Tensors]:
+def opened(path: str | os.PathLike) -> Iterator[tensors.Arrays]:
     """Open a file as a mapping that reads one array at a time. Raises as `read`, in the body too."""
     path = existing(path)
     if path.is_dir():

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitlib import archive, store, tensors, zoo
+from bitlib import archive, store, zoo
 from bitlib.archive import Archive as Archive
 from bitlib.archive import opened, read, shapes
 from bitlib.digests import sha256
-from bitlib.layout import HEAD, ROOT, Architecture, CheckpointError, check, infer, layout
+from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
 from bitlib.paths import expanded, is_file
 from bitlib.store import fetch, fetch_file, prefetch
 
@@ -34,10 +34,6 @@ __all__ = [  # the names of the rooms below that are called from here
     "fetch", "fetch_file", "find", "infer", "layout", "load", "opened", "prefetch", "read", "resolve", "save",
     "shapes",
 ]  # fmt: skip
-
-
-FILES = (".npz", tensors.SUFFIX)
-"""The suffixes of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +65,14 @@ def find(source: str | os.PathLike | Source) -> Source:
             machine is downloaded.
 
     Raises:
-        FileNotFoundError: it reads like a path (it ends like one of `FILES`, or is a `Path`) and is not
-            there.
+        FileNotFoundError: it reads like a path (it ends in `.npz` or `.safetensors`, or is a `Path`) and is
+            not there.
         ValueError: no published BiT has that name, or no file can have it.
         ConnectionError, OSError: as `fetch`.
     """
     if isinstance(source, Source):
         return source
-    if isinstance(source, os.PathLike) or str(source).endswith(FILES) or is_file(source):
+    if isinstance(source, os.PathLike) or str(source).endswith(SUFFIXES) or is_file(source):
         path = archive.existing(expanded(source, "source"))
         return Source(replace(zoo.card_of(path), **_noted(path)), path)
     card = zoo.card(source)
@@ -100,12 +96,17 @@ def assign(model: BiT, arrays: Mapping[str, np.ndarray]) -> None:
         CheckpointError: arrays are missing, unexpected, of another shape or not finite; the model is
             then as it was.
     """
-    expected = {array_name(variable): tuple(variable.shape) for variable in model.variables}
+    fill({array_name(variable): variable for variable in model.variables}, arrays)
+
+
+def fill(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarray]) -> None:
+    """Set variables from arrays of the same names, or none at all. Raises: as `assign`."""
+    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
     check({name: np.shape(array) for name, array in arrays.items()}, expected)
     for name, array in arrays.items():
         archive.require_finite(name, array)
-    for variable in model.variables:
-        variable.assign(arrays[array_name(variable)])
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
 
 
 NOTED = ("resolution", "short_side", "antialias", "activation", "labels", "class_names", "trained_on")

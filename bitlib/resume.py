@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitlib import archive, checkpoint
+from bitlib import checkpoint
 from bitlib.model import BiT
 from bitlib.writing import replacing
 
@@ -106,23 +106,15 @@ class Saved:
                     f"checkpoints: {self.file.parent} holds a training with {name} {found.get(name)!r}, "
                     f"expected {value!r}; choose another folder, or delete it"
                 )
-        weights = self.weights
         values = {n: a for n, a in arrays.items() if n != "training" and not n.startswith("optimizer/")}
         try:
             checkpoint.check(
                 {variable.path: array.shape for variable, array in zip(variables, momenta, strict=True)},
                 {variable.path: tuple(variable.shape) for variable in variables},
             )
-            checkpoint.check(
-                {name: array.shape for name, array in values.items()},
-                {name: tuple(variable.shape) for name, variable in weights.items()},
-            )
-            for name, array in values.items():
-                archive.require_finite(name, array)
+            checkpoint.fill(self.weights, values)
         except checkpoint.CheckpointError as error:
             raise ValueError(f"checkpoints: {self.file}: {error}; delete it to begin anew") from error
-        for name, variable in weights.items():
-            variable.assign(values[name])
         for variable, array in zip(variables, momenta, strict=True):
             variable.assign(array)
         return history

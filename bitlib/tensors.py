@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from bitlib import torchnames
-from bitlib.layout import CheckpointError, check, infer, layout
+from bitlib.layout import SUFFIXES, Architecture, CheckpointError, check, infer, layout
 from bitlib.writing import replacing
 
-SUFFIX = ".safetensors"
+SUFFIX = SUFFIXES[1]
 _HEADER = 4 << 20
 """Bytes that the header may take: that of the largest BiT takes 100 kB."""
 
@@ -33,7 +33,23 @@ def require_finite(name: str, array: np.ndarray) -> None:
         raise CheckpointError(f"{name}: {count} of {array.size} values are NaN or infinite, expected none")
 
 
-class Tensors(Mapping):
+class Arrays(Mapping):
+    """The arrays of an open file by their published names, whose names and shapes are checked."""
+
+    shapes: dict[str, tuple[int, ...]]
+    architecture: Architecture
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(layout(self.architecture))
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # Mapping's own would read the array to find out
+
+
+class Tensors(Arrays):
     """The arrays of an open file by their published names, each read from disk and checked when asked for."""
 
     def __init__(self, file: Any):
@@ -45,7 +61,7 @@ class Tensors(Mapping):
             )
         renamed = torchnames.ours(file.keys(), library)
         self._there = {own: name for name, own in renamed.items()}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes = {}
         for own, name in self._there.items():
             found = file.get_slice(name)
             if found.get_dtype() not in _FLOATS:
@@ -55,15 +71,6 @@ class Tensors(Mapping):
             self.shapes[own] = torchnames.shape_of(own, tuple(found.get_shape()))
         self.architecture = infer(self.shapes)
         check(self.shapes, layout(self.architecture))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(layout(self.architecture))
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One array: float32, in the published shape, all values finite."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitlib import handles as hub
+from bitlib.layout import SUFFIXES, Architecture, layout, npz_size, units_and_width
 from bitlib.layout import UNITS as UNITS
-from bitlib.layout import Architecture, layout, npz_size, units_and_width
 from bitlib.paths import bundled, is_file
 from bitlib.tables import Table
 
@@ -329,7 +329,7 @@ def card_of(source: str | os.PathLike) -> Card:
         ValueError: neither a file nor the name of a published BiT.
     """
     path = Path(source)
-    if isinstance(source, os.PathLike) or path.suffix in (".npz", ".safetensors") or is_file(path):
+    if isinstance(source, os.PathLike) or path.suffix in SUFFIXES or is_file(path):
         return _find(str(source)) or own_card(path.stem, path.name)
     return card(str(source))
 
