@@ -13,14 +13,14 @@ from run import gflop, one_process
 POINT = """
 import statistics, sys, time
 import tensorflow as tf
-from bitlib import ops, savedmodel
+from bitlib import graphs, ops
 from bitlib.model import BiT
 from bitlib.zoo import UNITS
 
 depth, width, batch, size = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 model = BiT(UNITS[depth], width, 1000, kernel_initializer="zeros")
 with ops.constant_kernels(model):
-    run = tf.function(model, input_signature=[savedmodel.INPUTS]).get_concrete_function()
+    run = tf.function(model, input_signature=[graphs.INPUTS]).get_concrete_function()
 images = tf.zeros((batch, size, size, 3))
 before = peak()
 run(images)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from protocol import serve
 
-from bitlib import datasets, features, finetune, hyperrule, ops, savedmodel
+from bitlib import datasets, features, finetune, graphs, hyperrule, ops, savedmodel
 from bitlib.model import BiT
 from bitlib.zoo import units_and_width
 
@@ -33,7 +33,7 @@ def images(batch: int, size: int):
 @cache
 def live(architecture: str):
     """The model as a traced function of any batch and size."""
-    return tf.function(model(architecture), input_signature=[savedmodel.INPUTS])
+    return tf.function(model(architecture), input_signature=[graphs.INPUTS])
 
 
 @cache
@@ -41,7 +41,7 @@ def bfloat16(architecture: str):
     """The model with bfloat16 arithmetic, its kernels standardised once."""
     low = model(architecture, dtype="mixed_bfloat16")
     with ops.constant_kernels(low):
-        return tf.function(low, input_signature=[savedmodel.INPUTS]).get_concrete_function()
+        return tf.function(low, input_signature=[graphs.INPUTS]).get_concrete_function()
 
 
 @cache

@@ -14,29 +14,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.eager.context import context
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-from tensorflow.python.saved_model.save_context import save_context
 
-from bitlib import checkpoint, modelcard, ops, reference, zoo
+from bitlib import checkpoint, modelcard, reference, zoo
 from bitlib.checkpoint import CheckpointError, Source
+from bitlib.graphs import frozen, reusable
 from bitlib.model import BiT
 from bitlib.writing import replacing
 
 TOLERANCE = 1e-4
 """Largest difference between a port and the float64 reference, as a share of the logits' scale."""
-
-
-class _Reusable(tf.Module):
-    """The object that `tf.saved_model.save` writes; the names below are the interface's."""
-
-    # tf.Module derives these from its attributes; the interface wants exactly the model's own.
-    variables: Any = None
-    trainable_variables: Any = None
-    regularization_losses: Any = None
 
 
 def export(
@@ -76,7 +66,7 @@ def export(
     _check(input_range, freeze, jit_compile)
     directory = _replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    module, signature = _frozen(model, input_range, jit_compile) if freeze else _reusable(model, input_range)
+    module, signature = frozen(model, input_range, jit_compile) if freeze else reusable(model, input_range)
     with replacing(directory, unless=_holds_others_files) as temporary, _without_log():
         tf.saved_model.save(module, str(temporary), signatures={"serving_default": signature})
         (temporary / "README.md").write_text(modelcard.text(model, input_range, freeze, jit_compile), "utf-8")
@@ -131,67 +121,6 @@ def _holds_others_files(directory: Path) -> str | None:
             if not _OURS.fullmatch(entry) and not (entry == "README.md" and modelcard.is_one(path)):
                 return f"holds {entry!r}, which is not a SavedModel's and would be lost"
     return None
-
-
-INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")
-
-
-def _function(model: BiT, input_range):
-    """The model as one function of what callers feed, and the name of what comes out."""
-
-    def compute(inputs):
-        return model(inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1)
-
-    return compute, "features" if model.head is None else "logits"
-
-
-def _reusable(model: BiT, input_range):
-    compute, output = _function(model, input_range)
-    signature = tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
-    module = _Reusable()
-    # A BiT does in training what it does in inference; both share the signature's graph.
-    module.__call__ = tf.function(lambda inputs, training=False: signature(inputs)[output])
-    # Traced as `save` would trace it; else it would trace all again, and hold both graphs.
-    with save_context(tf.saved_model.SaveOptions()):
-        for training in (False, True):
-            module.__call__.get_concrete_function(INPUTS, training=training)
-    module.variables = [variable.value for variable in model.variables]
-    module.trainable_variables = [variable.value for variable in model.trainable_variables]
-    module.regularization_losses = []
-    return module, signature
-
-
-def _frozen(model: BiT, input_range, jit_compile):
-    compute, output = _function(model, input_range)
-    operations = ops.fast(written_gradients=False, compiled=True) if jit_compile else ops.PLAIN
-    with ops.constant_kernels(model, operations):
-        traced = tf.function(compute, input_signature=[INPUTS]).get_concrete_function()
-        constant = convert_variables_to_constants_v2(traced)
-    halves = tf.function(_in_halves(constant), input_signature=[INPUTS])
-    module = tf.Module()
-    module.__call__ = halves
-    return module, tf.function(lambda inputs: {output: halves(inputs)}, input_signature=[INPUTS])
-
-
-def _in_halves(compute):
-    """The same function, computed for the two halves of a batch side by side.
-
-    An operation keeps all cores waiting for the slowest of them; meanwhile those of the other half go on.
-    """
-
-    def halves(inputs):
-        count = tf.shape(inputs)[0]
-        size = (count + 1) // 2
-
-        def add(start, results):
-            (result,) = compute(inputs[start : start + size])
-            return start + size, tf.concat([results, result], 0)
-
-        none = tf.zeros((0, compute.outputs[0].shape[-1]))
-        any_number = (tf.TensorShape(()), tf.TensorShape((None, none.shape[-1])))
-        return tf.while_loop(lambda start, _: start < count, add, (0, none), any_number, 2)[1]
-
-    return halves
 
 
 @dataclass(frozen=True)

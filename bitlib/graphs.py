@@ -1,0 +1,85 @@
+"""A model as functions that TensorFlow can save: one to train on, or one that only infers, and fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+from tensorflow.python.saved_model.save_context import save_context
+
+from bitlib import ops
+from bitlib.model import BiT
+
+INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")
+"""What every export takes."""
+
+
+class _Reusable(tf.Module):
+    """The object that `tf.saved_model.save` writes; the names below are the interface's."""
+
+    # tf.Module derives these from its attributes; the interface wants exactly the model's own.
+    variables: Any = None
+    trainable_variables: Any = None
+    regularization_losses: Any = None
+
+
+def function(model: BiT, input_range: tuple[float, float]) -> tuple[Callable, str]:
+    """The model as one function of what callers feed, and the name of what comes out."""
+
+    def compute(inputs):
+        return model(inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1)
+
+    return compute, "features" if model.head is None else "logits"
+
+
+def reusable(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Callable]:
+    """A module to load, call and train further, and its signature; both share one graph."""
+    compute, output = function(model, input_range)
+    signature = tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
+    module = _Reusable()
+    # A BiT does in training what it does in inference; both share the signature's graph.
+    module.__call__ = tf.function(lambda inputs, training=False: signature(inputs)[output])
+    # Traced as `save` would trace it; else it would trace all again, and hold both graphs.
+    with save_context(tf.saved_model.SaveOptions()):
+        for training in (False, True):
+            module.__call__.get_concrete_function(INPUTS, training=training)
+    module.variables = [variable.value for variable in model.variables]
+    module.trainable_variables = [variable.value for variable in model.trainable_variables]
+    module.regularization_losses = []
+    return module, signature
+
+
+def frozen(model: BiT, input_range: tuple[float, float], jit_compile: bool) -> tuple[tf.Module, Callable]:
+    """A module for inference, with constants for weights, and its signature."""
+    compute, output = function(model, input_range)
+    operations = ops.fast(written_gradients=False, compiled=True) if jit_compile else ops.PLAIN
+    with ops.constant_kernels(model, operations):
+        traced = tf.function(compute, input_signature=[INPUTS]).get_concrete_function()
+        constant = convert_variables_to_constants_v2(traced)
+    halves = tf.function(_in_halves(constant), input_signature=[INPUTS])
+    module = tf.Module()
+    module.__call__ = halves
+    return module, tf.function(lambda inputs: {output: halves(inputs)}, input_signature=[INPUTS])
+
+
+def _in_halves(compute):
+    """The same function, computed for the two halves of a batch side by side.
+
+    An operation keeps all cores waiting for the slowest of them; meanwhile those of the other half go on.
+    """
+
+    def halves(inputs):
+        count = tf.shape(inputs)[0]
+        size = (count + 1) // 2
+
+        def add(start, results):
+            (result,) = compute(inputs[start : start + size])
+            return start + size, tf.concat([results, result], 0)
+
+        none = tf.zeros((0, compute.outputs[0].shape[-1]))
+        any_number = (tf.TensorShape(()), tf.TensorShape((None, none.shape[-1])))
+        return tf.while_loop(lambda start, _: start < count, add, (0, none), any_number, 2)[1]
+
+    return halves
