@@ -25,6 +25,7 @@ _MODULES = (
     "images",
     "labels",
     "model",
+    "patience",
     "plots",
     "reference",
     "savedmodel",

@@ -436,27 +436,32 @@ def maps(points: Mapping[str, np.ndarray], labels: Sequence[int], names: Sequenc
     return fig
 
 
-def few_shot_curves(shots: Sequence[int], scores: Mapping[str, np.ndarray]) -> Figure:
+def few_shot_curves(
+    shots: Sequence[int],
+    scores: Mapping[str, np.ndarray],
+    title: str = "Learning from few examples",
+    x_name: str = "examples of each class",
+) -> Figure:
     """Accuracy against the number of examples of each class; the mean, and the spread over draws.
 
     Args:
-        shots: examples of each class.
+        shots: examples of each class; or other numbers, if `title` and `x_name` say which.
         scores: by title, float `[len(shots), draws]` in [0, 1].
     """
     fig, ax = _figure(size=(6, 3.4))
     styles = zip((BLUE, ORANGE, GREEN, PURPLE), ("o-", "s--", "^:", "d-."), strict=True)
-    for (title, values), (colour, style) in zip(scores.items(), styles, strict=False):
+    for (name, values), (colour, style) in zip(scores.items(), styles, strict=False):
         mean = np.mean(values, axis=1)
-        ax.plot(shots, mean, style, color=colour, label=title)
+        ax.plot(shots, mean, style, color=colour, label=name)
         ax.fill_between(shots, np.min(values, axis=1), np.max(values, axis=1), color=colour, alpha=0.15)
     ax.set_xscale("log")
     ax.set_xticks(shots, [str(n) for n in shots])
     ax.minorticks_off()
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.legend(frameon=False, loc="lower right")
-    _plain(ax, "Learning from few examples", "examples of each class", "accuracy on unseen pictures")
-    last = ", ".join(f"{title} {np.mean(values[-1]):.0%}" for title, values in scores.items())
-    fig.alt = f"Accuracy against examples of each class, mean and range over draws; at {shots[-1]}: {last}."
+    _plain(ax, title, x_name, "accuracy on unseen pictures")
+    last = ", ".join(f"{name} {np.mean(values[-1]):.0%}" for name, values in scores.items())
+    fig.alt = f"Accuracy against {x_name}, mean and range over draws; at {shots[-1]}: {last}."
     return fig
 
 

@@ -7,19 +7,17 @@ As VTAB-1k has it (arXiv 1910.04867): up to 1000 examples to learn from, the sam
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
 from scipy import stats
 
-from bitlib import checkpoint, datasets, features, finetune, hyperrule, images, paths, tasks
+from bitlib import checkpoint, datasets, features, finetune, hyperrule, images, paths, rows, tasks
 from bitlib.model import BiT
 
 if TYPE_CHECKING:
@@ -147,11 +145,7 @@ class Result(NamedTuple):
 
 def stored(path: str | os.PathLike | None = None) -> list[Result]:
     """The rows of a file of `scripts/vtab.py`; None for what it found for the bundled model."""
-    with Path(path or paths.bundled("small_vtab.csv")).open(newline="") as file:
-        return [
-            Result(row["task"], row["method"], int(row["seed"]), float(row["accuracy"]), row["date"])
-            for row in csv.DictReader(file)
-        ]
+    return rows.read(path or paths.bundled("small_vtab.csv"), Result)
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

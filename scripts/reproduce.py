@@ -5,10 +5,11 @@
     python scripts/reproduce.py BiT-M-R50x1 my_folder --seeds 1
 
 The data set is one of TensorFlow Datasets, on its own splits, or a folder with `train` and `test`. Each
-seed is trained by the full rule on all GPUs of the machine, saved now and then, and goes on where it was
-stopped; its result is a line of `results.jsonl` in the folder of `--work`. It needs a GPU: 10 000 steps of
-512 pictures are days on a CPU. One with little memory computes each batch in parts (`--accumulate 8`).
-Weights and data are downloaded, unless they are there.
+seed is trained by the full rule on all GPUs of the machine, a TPU, or all machines that TF_CONFIG names
+(docs/scaling.md). It is saved now and then, and goes on where it was stopped; its result is a line of
+`results.jsonl` in the folder of `--work`. It needs a GPU: 10 000 steps of 512 pictures are days on a CPU.
+One with little memory computes each batch in parts (`--accumulate 8`). Weights and data are downloaded,
+unless they are there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 import bitlib
-from bitlib import checkpoint, datasets, finetune, hyperrule, images
+from bitlib import checkpoint, datasets, finetune, hyperrule, images, loop
 
 PUBLISHED = {
     ("BiT-M-R50x1", "cifar10"): {1: 54.4, 5: 83.3, 0: 97.2},
@@ -32,6 +33,19 @@ PUBLISHED = {
 }
 """Accuracies in percent by examples of each class (0: all): medians of the official code, which trained with
 batch 128 and rate 0.001."""
+
+
+def strategy_of_machine() -> tf.distribute.Strategy:
+    """Several machines if TF_CONFIG names them, a TPU if there is one, else all GPUs of this machine."""
+    if len(json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}).get("worker", [])) > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if "TPU_NAME" in os.environ:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    several = len(tf.config.list_physical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
 
 def learn(source, options, seed: int) -> dict:
@@ -43,9 +57,7 @@ def learn(source, options, seed: int) -> dict:
         len(train[0]), size, architecture=source.card.architecture,
         **{name: value for name, value in how.items() if value},
     )  # fmt: skip
-    several = len(tf.config.list_physical_devices("GPU")) > 1
-    strategy = tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
-    with strategy.scope():
+    with options.strategy.scope():
         model = bitlib.load(source, head=class_names)
     history = finetune.fit(
         model,
@@ -77,6 +89,7 @@ def main():
     parser.add_argument("--work", type=Path, help="folder for checkpoints and results")
     options = parser.parse_args()
 
+    options.strategy = strategy_of_machine()  # before TensorFlow does anything else
     source = checkpoint.find(options.checkpoint)
     name = f"{source.card.name}-{Path(options.data_set).name}-{options.shots or 'all'}"
     options.work = options.work or Path("build/reproduce") / name
@@ -86,8 +99,9 @@ def main():
     for seed in range(options.seeds):
         if seed not in [row["seed"] for row in known]:
             known.append(learn(source, options, seed))
-            with results.open("a") as file:
-                file.write(json.dumps(known[-1]) + "\n")
+            if loop.is_chief(options.strategy):
+                with results.open("a") as file:
+                    file.write(json.dumps(known[-1]) + "\n")
         print(f"seed {seed}: {known[-1]['accuracy']:.2%}", flush=True)
     found = 100 * np.array([row["accuracy"] for row in known])
     published = PUBLISHED.get((source.card.name, options.data_set), {}).get(options.shots)

@@ -10,18 +10,14 @@ stopped goes on with the next one.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-from tqdm import tqdm
 
-from bitlib import checkpoint, tasks, vtab, zoo
-from bitlib.writing import replacing
+from bitlib import checkpoint, rows, tasks, vtab, zoo
 
 OUTPUT = Path(__file__).parent.parent / "data" / "small_vtab.csv"
 
@@ -41,15 +37,12 @@ def main():
         for task in options.tasks
         for method in (*vtab.METHODS, *vtab.MADE_ON.get(task, ()))
     ]
-    results = vtab.stored(options.output) if options.output.is_file() else []
-    known = {result[:3] for result in results}
-    for task, method, seed in tqdm([row for row in wanted if row not in known], unit="row", disable=None):
-        accuracy = vtab.compute(source, task, method, seed)
-        results.append(vtab.Result(task, method, seed, round(accuracy, 4), str(datetime.date.today())))
-        print(*results[-1], flush=True)
-        with replacing(options.output) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([vtab.Result._fields, *sorted(results)])
+
+    def compute(task, method, seed):
         keras.utils.clear_session()
+        return vtab.compute(source, task, method, seed)
+
+    rows.complete(options.output, vtab.Result, wanted, compute)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fine-tuning: it learns, it resumes, it is the same however it is split, and it says when it fails."""
 
+import contextlib
 import json
 import os
 import socket
@@ -482,9 +483,16 @@ import json, os, sys
 import numpy as np
 import tensorflow as tf
 import bitlib
-from bitlib import finetune
+from bitlib import finetune, loop
 from tests.test_finetune import a_plan
-archive, folder = sys.argv[1:3]
+archive, folder, dies_after = sys.argv[1:4]
+index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+write = loop.TensorBoard.write
+def write_or_die(self, step, **scalars):
+    if (index, step) == (1, int(dies_after)):
+        os._exit(9)
+    write(self, step, **scalars)
+loop.TensorBoard.write = write_or_die
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 rng = np.random.default_rng(0)
 examples = rng.uniform(-1, 1, (24, 40, 40, 3)).astype("float32"), np.arange(24) % 3
@@ -492,7 +500,6 @@ with strategy.scope():
     model = bitlib.load(archive, head=3)
 plan = a_plan(mixup_alpha=0.2, base_lr=0.1)
 history = finetune.fit(model, examples, plan, examples, verbose=0, checkpoints=folder + "/state")
-index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 np.savez(f"{folder}/worker{index}.npz", loss=history.loss, **{v.path: v.numpy() for v in model.variables})
 """
 
@@ -561,19 +568,29 @@ class TestDistribution:
                 assert difference < 2e-3 * moved, variable.path
                 np.testing.assert_array_equal(worker[variable.path], saved[0][variable.path])
 
-    @pytest.mark.slow
-    def test_two_workers_on_loopback(self, small_npz, examples, tmp_path):
+    @contextlib.contextmanager
+    def two_workers(self, small_npz, tmp_path, dies_after):
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
         tasks = [{"type": "worker", "index": index} for index in range(2)]
         told = [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
-        workers = [self.start(WORKER, small_npz, tmp_path, TF_CONFIG=config) for config in told]
+        workers = [self.start(WORKER, small_npz, tmp_path, dies_after, TF_CONFIG=config) for config in told]
         try:
-            for worker in workers:
-                told, _ = worker.communicate(timeout=400)
-                assert worker.returncode == 0, told[-3000:]
+            yield workers
         finally:
             for worker in workers:
                 worker.kill()
+                worker.communicate()
+
+    @pytest.mark.slow
+    def test_two_workers_of_which_one_dies_started_again(self, small_npz, examples, tmp_path):
+        with self.two_workers(small_npz, tmp_path, dies_after=4) as (_, dying):
+            assert dying.wait(timeout=400) == 9, dying.stdout.read()[-3000:]
+        saved = json.loads(str(np.load(tmp_path / "state" / finetune.STATE)["training"]))
+        assert 2 <= len(saved["history"]["loss"]) <= 4
+        with self.two_workers(small_npz, tmp_path, dies_after=0) as workers:
+            for worker in workers:
+                said, _ = worker.communicate(timeout=400)
+                assert worker.returncode == 0, said[-3000:]
         self.compare(small_npz, examples, tmp_path, 2)
         assert [path.name for path in (tmp_path / "state").iterdir()] == [finetune.STATE]
 

@@ -275,6 +275,24 @@ class TestOneRule:
         assert "21 pictures to learn from" in page
 
 
+class TestDistillation:
+    def test_another_task_and_width(self, papermilled):
+        page = papermilled("06", images="digits", shots=5, steps=12, width=8, seed=3, others="faces")
+        assert "BiT-XS-R14x0.5 on digits, 10 classes" in page
+        assert "pictures with a label: 50, without: 1438" in page
+        assert "points to the teacher" in page
+
+    def test_a_folder_and_another_teacher(self, run, letters, wide_npz):
+        page = run("06", checkpoint=str(wide_npz), images=str(letters), shots=2, steps=6, others="digits")
+        assert "wide on " in page
+        assert "pictures with a label: 6, without: 34" in page
+
+    def test_a_larger_crop_of_a_published_teacher(self, run, published):
+        page = run("06", checkpoint="R50x1_160", images="faces", shots=3, steps=5, crop=48)
+        assert "R50x1_160 on faces, " in page
+        assert "matched on " in page
+
+
 @pytest.mark.parametrize(
     "value", [["a", "b"], ("a", "b"), "[a, b]", "['a', 'b']", '["a", "b"]', "a, b", "a,b,"]
 )

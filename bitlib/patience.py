@@ -1,0 +1,222 @@
+"""How consistent and how patient must a teacher be? The comparison of page 06, after arXiv 2106.05237.
+
+A few pictures have labels, and a teacher is tuned on them. A student, a small network, then learns from all
+pictures without labels, or from the labelled ones without a teacher. `scripts/patience.py` computes every
+method at several lengths, and stores what comes out in `data/patience.csv`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bitlib import augment, checkpoint, datasets, distill, finetune, hyperrule, images, paths, rows
+from bitlib.model import BiT
+
+if TYPE_CHECKING:
+    from bitlib.checkpoint import Source
+
+LEARNING_RATE = 3e-3
+"""Of the student's first step, whatever it learns from."""
+
+NUM_TEST = 1000
+"""Pictures set aside, at most."""
+
+
+class Data(NamedTuple):
+    """Pictures, some of them with labels.
+
+    Images are float32 `[N, H, W, 3]` in [-1, 1], half as high and wide again as what the networks see: a crop
+    shows less than half of a picture.
+
+    Attributes:
+        crop: height and width of what teacher and student see, in pixels.
+        images: those to learn from, without labels.
+        labelled: the images and labels of the few that have some; they are among `images` too.
+        test: images and labels set aside.
+        class_names: by label.
+    """
+
+    crop: int
+    images: np.ndarray
+    labelled: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    class_names: list[str]
+
+
+def data(source: Source, name: str = "mnist", shots: int = 20, seed: int = 0, crop: int = 32) -> Data:
+    """Draw pictures to learn from and to test on; `shots` of each class have labels.
+
+    Args:
+        source: of the teacher: its card says how pictures become images.
+        name: as `bitlib.datasets.labelled` takes it.
+        shots: labelled pictures of each class.
+        seed: of what is drawn.
+        crop: as of `Data`.
+
+    Raises:
+        ValueError: `shots` is more than the rarest class has, or as `labelled`.
+    """
+    found = datasets.labelled(name)
+    few, test = datasets.draw(found[1], shots, min(NUM_TEST, len(found[1]) // 5), seed)
+    batch = images.batch(found[0], source.card, crop * 3 // 2)
+    learnt = np.setdiff1d(np.arange(len(batch)), test)
+    return Data(crop, batch[learnt], (batch[few], found[1][few]), (batch[test], found[1][test]), found[2])
+
+
+def teacher(source: Source, given: Data, seed: int = 0, steps: int = 150) -> BiT:
+    """A BiT, tuned by the rule on the labelled pictures."""
+    model = checkpoint.load(source, head=given.class_names)
+    size: dict[str, Any] = {"resize": given.crop * 8 // 7, "crop": given.crop}
+    how = finetune.SMALL_MODEL | size | {"steps": steps, "random_flip": False}
+    rule = hyperrule.plan(len(given.labelled[1]), given.crop, **how)
+    finetune.fit(model, given.labelled, rule, seed=seed, verbose=0)
+    return model
+
+
+def student(num_classes: int, width: int = 16, seed: int = 0) -> keras.Sequential:
+    """Six 3×3 convolutions with batch normalisation, and a dense layer: images -> logits.
+
+    Args:
+        num_classes: of the teacher.
+        width: channels of the first two convolutions; the next pairs have twice, and four times as many.
+        seed: of the weights.
+    """
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    parts: list[keras.Layer] = [keras.Input((None, None, 3))]
+    for channels in (width, 2 * width, 4 * width):
+        for strides in (2, 1):
+            parts.append(layers.Conv2D(channels, 3, strides, padding="same", use_bias=False))
+            parts += [layers.BatchNormalization(momentum=0.9), layers.ReLU()]
+    return keras.Sequential([*parts, layers.GlobalAveragePooling2D(), layers.Dense(num_classes)])
+
+
+class View(keras.layers.Layer):
+    """Cut `[N, H, W, 3]` to `[N, crop, crop, 3]`: each picture at random, or all at the centre."""
+
+    def __init__(self, crop: int, random: bool):
+        super().__init__(trainable=False)
+        self.crop, self.random = crop, random
+
+    def call(self, pictures: tf.Tensor) -> tf.Tensor:
+        """In training and in inference alike."""
+        if not self.random:
+            return tf.image.resize_with_crop_or_pad(pictures, self.crop, self.crop)
+        count, height = tf.unstack(tf.shape(pictures)[:2])
+        corners = tf.random.uniform((2, count, 1), maxval=height - self.crop + 1, dtype=tf.int32)
+        top, left = tf.unstack(corners + tf.range(self.crop))
+        return tf.gather(tf.gather(pictures, top, axis=1, batch_dims=1), left, axis=2, batch_dims=1)
+
+
+def resized(pictures: np.ndarray, size: int) -> np.ndarray:
+    """Whole pictures, float32 `[N, size, size, 3]`, as a network is tested on them."""
+    return tf.image.resize(pictures, (size, size)).numpy()
+
+
+def accuracy(model: keras.Model, given: Data) -> float:
+    """Share of the test pictures, whole and resized, whose largest logit is that of their class."""
+    pictures, labels = given.test
+    logits = model.predict(resized(pictures, given.crop), verbose=0)
+    return float(np.mean(np.argmax(logits, axis=-1) == labels))
+
+
+def matched(
+    given: Data,
+    teacher: BiT,
+    steps: int,
+    seed: int = 0,
+    views: str = "the same",
+    pictures: np.ndarray | None = None,
+    resize: int | None = None,
+    width: int = 16,
+) -> float:
+    """The accuracy of a student that was matched with the teacher.
+
+    Args:
+        given: what `data` gives; no label is used but those of the test.
+        teacher: of `given`.
+        steps: of the optimizer.
+        seed: of the student's weights, of batches, crops and MixUp.
+        views: what the two see of a picture: `the same` crop; `independent` crops; or the student crops
+            and the teacher always the centre, `fixed`.
+        pictures: to match on; None for those of `given`.
+        resize: height and width that crops are cut from, in pixels; None for those of `given`'s images.
+        width: of the student.
+    """
+    pictures = given.images if pictures is None else pictures
+    resize = resize or given.images.shape[1]
+    small = student(len(given.class_names), width, seed)
+    how: dict[str, Any] = {"seed": seed, "verbose": 0, "learning_rate": LEARNING_RATE, "random_flip": False}
+    if views == "the same":
+        distill.match(teacher, small, pictures, steps, crop=given.crop, resize=resize, **how)
+    else:
+        seen = keras.Sequential([View(given.crop, random=views == "independent"), teacher])
+        cropped = keras.Sequential([View(given.crop, random=True), small])
+        distill.match(seen, cropped, pictures, steps, crop=resize, random_crop=False, **how)
+    return accuracy(small, given)
+
+
+def from_labels(
+    given: Data,
+    teacher: BiT | None,
+    steps: int,
+    seed: int = 0,
+    resize: int | None = None,
+    width: int = 16,
+) -> float:
+    """The accuracy of the same student, trained on the labelled pictures: same crops, MixUp, optimizer.
+
+    Args:
+        teacher: not used.
+        given, steps, seed, resize, width: as of `matched`.
+    """
+    small = student(len(given.class_names), width, seed)
+    resize = resize or given.images.shape[1]
+    rule = distill.plan(given.crop, steps, resize, learning_rate=LEARNING_RATE, random_flip=False)
+    batches = augment.training_batches(given.labelled, rule, len(given.class_names), seed)
+    optimizer = keras.optimizers.AdamW(rule.schedule(), weight_decay=1e-4, global_clipnorm=1.0)
+    small.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
+    small.fit(batches.repeat(), steps_per_epoch=steps, shuffle=False, verbose=0)
+    return accuracy(small, given)
+
+
+LENGTHS = (125, 500, 2000)
+"""Steps of the stored runs."""
+
+METHODS: dict[str, Callable[..., float]] = {
+    "function matching": matched,
+    "independent views": partial(matched, views="independent"),
+    "fixed teacher": partial(matched, views="fixed"),
+    "labels alone": from_labels,
+}
+"""What a student can learn from; each takes the data, the teacher, the steps and the seed."""
+
+
+class Result(NamedTuple):
+    """A row of `data/patience.csv`."""
+
+    method: str
+    steps: int
+    seed: int
+    accuracy: float
+    date: str
+
+
+def stored(path: str | os.PathLike | None = None) -> list[Result]:
+    """The rows of a file of `scripts/patience.py`; None for what it found for the bundled model."""
+    return rows.read(path or paths.bundled("patience.csv"), Result)
+
+
+def by_method(results: list[Result]) -> dict[str, dict[int, list[float]]]:
+    """Accuracies of every seed, by method and steps."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for result in sorted(results, key=lambda row: row.steps):
+        found.setdefault(result.method, {}).setdefault(result.steps, []).append(result.accuracy)
+    return found
