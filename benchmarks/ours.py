@@ -7,6 +7,7 @@ from functools import cache, partial
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import engines
 import keras
 import numpy as np
 import tensorflow as tf
@@ -54,8 +55,17 @@ def frozen(architecture: str, jit_compile: bool = False):
     return loaded.signatures["serving_default"]
 
 
+@cache
+def onnx_file(architecture: str):
+    """The classifier as an ONNX file."""
+    return savedmodel.export(model(architecture), f"build/bench/{architecture}.onnx", format="onnx")
+
+
 def inference(architecture: str, batch: int, size: int, variant: str):
     """One forward pass."""
+    if variant in engines.ENGINES:
+        run, fed = engines.ENGINES[variant](onnx_file(architecture)), images(batch, size).numpy()
+        return lambda: run(fed)
     made = {
         "live": live,
         "frozen": frozen,

@@ -6,6 +6,7 @@ import os
 import sys
 from functools import cache
 
+import engines
 import numpy as np
 import torch
 from protocol import serve
@@ -81,8 +82,27 @@ def settings(variant: str) -> tuple[str, str, bool]:
     return words[0], "channels_last" if "channels_last" in words else "contiguous", "compiled" in words
 
 
+@cache
+def onnx_file(architecture: str, library: str, batch: int, size: int) -> str:
+    """The network as PyTorch writes it to ONNX, for one shape of images: the engines' fastest."""
+    net = model(architecture, library, "contiguous", "inference", False)
+    file = f"build/bench/{library}-{architecture}-{batch}x{size}.onnx"
+    torch.onnx.export(net, (images(batch, size, "contiguous"),), file, dynamo=False)
+    return file
+
+
+def engine(architecture: str, batch: int, size: int, variant: str):
+    """One forward pass of another engine."""
+    library, name = variant.split()
+    run = engines.ENGINES[name](onnx_file(architecture, library, batch, size))
+    fed = images(batch, size, "contiguous").numpy()
+    return lambda: run(fed)
+
+
 def inference(architecture: str, batch: int, size: int, variant: str):
     """One forward pass."""
+    if variant.split()[-1] in engines.ENGINES:
+        return engine(architecture, batch, size, variant)
     library, layout, compiled = settings(variant)
     net, fed = model(architecture, library, layout, "inference", compiled), images(batch, size, layout)
 

@@ -28,7 +28,9 @@ ROUNDS = int(os.environ.get("BENCH_ROUNDS", 5))
 
 EAGER = ("timm", "timm channels_last", "transformers", "transformers channels_last")
 COMPILED = ("timm channels_last compiled", "transformers channels_last compiled")
+ENGINES = ("timm onnxruntime", "timm openvino")
 OURS = ("live", "frozen", "compiled")  # frozen, compiled: exported so; compiled by XLA what gains by it
+OUR_ENGINES = ("onnxruntime", "openvino")  # on our ONNX file
 APART = ("bfloat16",)  # ours too, but not in the ratio: logits differ by up to a hundredth of their scale
 
 
@@ -75,8 +77,8 @@ def rows() -> list[dict]:
                 {
                     "name": f"inference {architecture} {size} px, batch {batch}",
                     "case": {"kind": "inference", "architecture": architecture, "batch": batch, "size": size},
-                    "ours": OURS + APART,
-                    "peers": () if architecture == "R14x0.5" else EAGER + COMPILED,
+                    "ours": OURS + OUR_ENGINES + APART,
+                    "peers": () if architecture == "R14x0.5" else EAGER + COMPILED + ENGINES,
                     "gflop": batch * gflop(architecture, size),
                 }
             )
@@ -266,28 +268,28 @@ def write_jpegs() -> None:
 
 def table(results: list[dict]) -> str:
     """The comparison, as Markdown."""
+    columns = OURS + OUR_ENGINES + APART
+    empty = " |" * (len(columns) + 1)
     lines = [
-        "| | ours : fastest peer | of the limit: live | frozen | compiled | bfloat16 | peer | fastest peer |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
+        f"| | ours : fastest peer | of the limit: {' | '.join(columns)} | peer | fastest peer |",
+        "|---|---:|" + "---:|" * (len(columns) + 1) + "---|",
     ]
     for result in results:
         if "share of the limit" not in result:
             continue
         ratio = f"**{result['ratio']:.2f}**" if "ratio" in result else "–"
-        shares = [
-            result.get(f"{name} share") for name in ("live", "frozen", "compiled", "bfloat16", "peer's")
-        ]
+        shares = [result.get(key) for key in (*(f"{name} share" for name in columns), "peer's share")]
         told = [f"{share:.0%}" if share else "–" for share in shares]
         lines.append(f"| {result['name']} | {ratio} | {' | '.join(told)} | {result['peer'] or '–'} |")
     for result in results:
         for name, (seconds, memory) in result.get("seconds and GB", {}).items():
             copy = result["seconds and GB"]["plain copy of the file"][0]
             lines.append(
-                f"| {result['name']}: {name} | {seconds / copy:.1f} × a copy | {memory:.2f} GB | | | | | |"
+                f"| {result['name']}: {name} | {seconds / copy:.1f} × a copy | {memory:.2f} GB |{empty}"
             )
         for name, seconds in result.get("seconds", {}).items():
             multiple = seconds / result["seconds"]["import tensorflow"]
-            lines.append(f"| {name} | {multiple:.1f} × TensorFlow | | | | | | |")
+            lines.append(f"| {name} | {multiple:.1f} × TensorFlow | |{empty}")
     return "\n".join(lines)
 
 

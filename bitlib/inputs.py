@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     Examples = tuple[ArrayLike, ArrayLike] | tf.data.Dataset
 
 
+def check_input_range(input_range: tuple[float, float]) -> None:
+    """Check the range that an exported model is to take.
+
+    Raises:
+        ValueError: it is neither (-1, 1) nor (0, 1).
+    """
+    if tuple(input_range) not in ((-1, 1), (0, 1)):
+        raise ValueError(f"input_range: expected (-1, 1) or (0, 1), received {input_range!r}")
+
+
 def check_range(images: ArrayLike) -> None:
     """Catch images that are not in [-1, 1], which a network would take without a word.
 

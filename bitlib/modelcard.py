@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bitlib import zoo
+from bitlib import labels, zoo
 
 if TYPE_CHECKING:
     from bitlib.model import BiT
@@ -80,6 +81,36 @@ def text(model: BiT, input_range: tuple[float, float], frozen: bool, compiled: b
         hub="" if frozen else ", to train it further with `trainable=True`",
         trainable="" if frozen else ", trainable=True",
     )
+
+
+def metadata(model: BiT) -> dict[str, str]:
+    """What a format of one file can hold of a model's card: texts by name.
+
+    Returns:
+        `units` and `width`; where the weights come from: `source`, `source_sha256`, `fine_tuned`; and of the
+        card `name`, `trained_on`, `licence`, `citation`, the preprocessing as `resolution`, `short_side`,
+        `antialias` and in words, `activation` (`softmax` or `sigmoid`), `class_list`, and `class_names` as
+        JSON. What is not known is not there; nor are names of a published list that cannot be had.
+    """
+    card, source = model.card, model.source
+    found: dict[str, Any] = {"units": "-".join(map(str, model.units)), "width": f"{model.width:g}"}
+    if source and source.path.is_file():
+        found |= {"source": source.path.name, "source_sha256": source.sha256}
+    if card:
+        published = source is not None and source.card.name in zoo.names()
+        found |= {"name": card.name, "trained_on": card.trained_on, "preprocessing": _preprocessing(card)}
+        found |= {"licence": card.licence, "citation": card.citation} if published else {}
+        found |= {name: getattr(card, name) for name in ("resolution", "short_side", "antialias")}
+    if card and model.num_classes:
+        names, missing = labels.of_card(card, model.num_classes)
+        found |= {"activation": card.activation, "class_list": card.labels}
+        found["class_names"] = None if missing else json.dumps(names, ensure_ascii=False)
+    found["fine_tuned"] = model.tuned
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 def is_one(path: Path) -> bool:

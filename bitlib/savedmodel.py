@@ -4,17 +4,20 @@ What is written follows the reusable SavedModel interface of TF2
 (https://www.tensorflow.org/hub/reusable_saved_models): `__call__(inputs, training)`, `variables`,
 `trainable_variables`, `regularization_losses`, and one signature, `serving_default`. Keras' own
 `model.export` writes the signature only; `hub.KerasLayer(..., trainable=True)` cannot train that.
+
+What writes the files of other formats has a module of its own, which `export` calls.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.eager.context import context
@@ -22,6 +25,7 @@ from tensorflow.python.eager.context import context
 from bitlib import checkpoint, modelcard, reference, zoo
 from bitlib.checkpoint import CheckpointError, Source
 from bitlib.graphs import frozen, reusable
+from bitlib.inputs import check_input_range
 from bitlib.model import BiT
 from bitlib.writing import replacing
 
@@ -35,8 +39,11 @@ def export(
     input_range: tuple[float, float] = (-1, 1),
     freeze: bool = False,
     jit_compile: bool = False,
+    *,
+    format: str = "tf_saved_model",
+    **options: Any,
 ) -> Path:
-    """Write a model as a TF2 SavedModel with dynamic batch, height and width.
+    """Write a model as a TF2 SavedModel, or an ONNX or LiteRT file, with dynamic batch, height and width.
 
     Args:
         model: a `bitlib.model.BiT`, as `bitlib.load` gives.
@@ -49,6 +56,9 @@ def export(
         jit_compile: have XLA compile every GroupNorm of a frozen model. It is faster again on CPUs; each new
             shape of images costs a second or two when it is first seen, and whatever runs the SavedModel
             must have XLA, as TensorFlow itself has.
+        format: `"tf_saved_model"`, `"onnx"` or `"litert"`, as `keras.Model.export` names them. The last two
+            write one file, `directory`, as `bitlib.onnx.write` and `bitlib.litert.write` say.
+        options: of those two, by name: `uint8=True`, for example.
 
     Returns:
         The folder. Its signature takes `inputs`, float32 `[N, H, W, 3]`, and gives `logits`
@@ -57,12 +67,15 @@ def export(
 
     Raises:
         TypeError: `model` is not a BiT.
-        ValueError: `input_range` is neither of the two, or `jit_compile` without `freeze`.
+        ValueError: `input_range` is neither of the two, `jit_compile` without `freeze`, an unknown `format`,
+            or one that does not take the suffix of `directory`, `freeze` or `jit_compile`.
         FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's: a file of
             yours, or a README.md that is not such a model card.
     """
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
+    if write := _writer(format, directory, freeze, jit_compile, options):
+        return write(model, directory, input_range, **options)
     _check(input_range, freeze, jit_compile)
     directory = _replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +86,28 @@ def export(
     return directory
 
 
+_SUFFIXES = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite"}
+"""Of what each format writes; the names of the formats are Keras'."""
+
+
+def _writer(format: str, path, freeze: bool, jit_compile: bool, options: dict) -> Callable | None:
+    """What writes a format that is a file; None for a SavedModel."""
+    if format not in _SUFFIXES:
+        raise ValueError(f"format: expected one of {', '.join(_SUFFIXES)}, received {format!r}")
+    if format == "tf_saved_model":
+        if options:
+            raise ValueError(f"{min(options)}: no option of a SavedModel")
+        return None
+    for name, value in (("freeze", freeze), ("jit_compile", jit_compile)):
+        if value:
+            raise ValueError(f"{name}: for SavedModels; expected False with format={format!r}, received True")
+    if Path(path).suffix != _SUFFIXES[format]:
+        raise ValueError(f"directory: expected a file that ends in {_SUFFIXES[format]}, received {path}")
+    return importlib.import_module(f"bitlib.{format}").write
+
+
 def _check(input_range, freeze: bool, jit_compile: bool) -> None:
-    if tuple(input_range) not in ((-1, 1), (0, 1)):
-        raise ValueError(f"input_range: expected (-1, 1) or (0, 1), received {input_range!r}")
+    check_input_range(input_range)
     if jit_compile and not freeze:
         raise ValueError("jit_compile: expected False, or freeze=True beside it; received True alone")
 
@@ -233,25 +265,31 @@ def port(
     input_range: tuple[float, float] | None = None,
     freeze: bool = False,
     jit_compile: bool = False,
+    *,
+    format: str = "tf_saved_model",
+    **options: Any,
 ) -> Path:
-    """From NumPy arrays to a checked SavedModel: load, compare with the reference, export.
+    """From NumPy arrays to a checked SavedModel, or file: load, compare with the reference, export.
 
     Args:
         source, head: as for `bitlib.load`.
-        directory, freeze, jit_compile: as for `export`.
+        directory, freeze, jit_compile, format, options: as for `export`.
         input_range: as for `export`; None for that of the old module if `source` is a hub handle, and
             [-1, 1] otherwise.
 
     Returns:
-        The folder of the SavedModel.
+        The folder of the SavedModel, or the file.
 
     Raises:
         ValueError, FileExistsError: as `export`.
         CheckpointError: as `bitlib.checkpoint.read`; or the port differs from the float64 reference
             by more than `TOLERANCE`, in which case nothing is written.
     """
-    _check(input_range or (-1, 1), freeze, jit_compile)  # before minutes are spent
-    _replaceable(directory)
+    # Before minutes are spent:
+    if not _writer(format, directory, freeze, jit_compile, options):
+        _replaceable(directory)
+    _check(input_range or (-1, 1), freeze, jit_compile)
     found = checkpoint.find(source)
     model, _ = _checked(found, head)
-    return export(model, directory, input_range or found.card.input_range, freeze, jit_compile)
+    input_range = input_range or found.card.input_range
+    return export(model, directory, input_range, freeze, jit_compile, format=format, **options)
