@@ -112,6 +112,15 @@ PLAIN = Operations(standardize, group_norm_relu)
 """As they stand above, with autodiff's gradients. What is exported is this: its graphs are small."""
 
 
+def _reduced(matrix):
+    """As `column_means`, by one reduction: XLA fuses it with what stands around it, LiteRT quantises it."""
+    return ops.mean(matrix, -2, keepdims=True)
+
+
+REDUCED = Operations(standardize, functools.partial(group_norm_relu, means=_reduced))
+"""As `PLAIN`, with a reduction for each mean."""
+
+
 @functools.cache
 def fast(written_gradients: bool = True, compiled: bool = False) -> Operations:
     """The same results sooner, for graphs that stay in this process.
@@ -166,11 +175,6 @@ def constant_kernels(model: keras.Model, operations: Operations = PLAIN) -> Iter
 
 def _compiled(function):
     return tf.function(function, jit_compile=True)
-
-
-def _reduced(matrix):
-    """As `column_means`, by the reduction that XLA fuses with what stands around it."""
-    return ops.mean(matrix, -2, keepdims=True)
 
 
 def _standardize(kernel):

@@ -1,0 +1,184 @@
+"""From a model to a .tflite file for LiteRT (once TensorFlow Lite), which runs on telephones and small boards.
+
+TensorFlow's own converter writes it; only to run it here does one need the package `ai-edge-litert`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from bitlib import ops
+from bitlib.graphs import INPUTS, constant
+from bitlib.model import BiT
+from bitlib.progress import stderr_aside
+from bitlib.writing import replacing
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+PRECISIONS = ("float32", "float16", "dynamic", "int8")
+"""What weights and activations can be: see `write`."""
+
+MAX_BYTES = 2_000_000_000
+"""Models with more float32 weights than this are refused: what is converted may have 2 GiB, by its format."""
+
+
+def write(
+    model: BiT,
+    path: str | os.PathLike,
+    input_range: tuple[float, float] = (-1, 1),
+    precision: str = "float32",
+    representative: ArrayLike | None = None,
+) -> Path:
+    """Write a model as a .tflite file for inference, of LiteRT's built-in operations only.
+
+    Batch, height and width are dynamic: `resize_tensor_input` sets them before the tensors are allocated, for
+    every precision. Kernels are standardised in the file. The same model gives the same bytes.
+
+    Args:
+        model: a `bitlib.model.BiT` that computes in float32.
+        path: the file, which ends in `.tflite`; its parents are made. It is replaced once the new one is
+            complete.
+        input_range: what callers will feed, `(-1, 1)` or `(0, 1)`; the conversion is then part of the file.
+        precision: of the weights, and of what is computed with them:
+            `float32`: as the model.
+            `float16`: weights in half the bytes; computed in float32, unless a GPU takes over.
+            `dynamic`: kernels in int8, a quarter of the bytes; activations are float32 and are rounded to
+            int8 on the way into a convolution, each image batch by its own range.
+            `int8`: every weight and every activation in int8, GroupNorm's statistics too, in ranges that
+            `representative` decides. Input and output stay float32, and are converted at the two ends.
+        representative: for `int8`, and only there: some hundred images such as will be fed, float
+            `[N, H, W, 3]` in `input_range`, not augmented.
+
+    Returns:
+        The path. The signature `serving_default` takes `inputs`, float32 `[N, H, W, 3]`, H and W at least 32,
+        and gives `logits` `[N, classes]`, or `features` `[N, C]` for a model without a head.
+
+    Raises:
+        TypeError: `model` is not a BiT.
+        ValueError: `model` computes in another dtype or has more weights than `MAX_BYTES`; `path` ends in
+            something else; `input_range` or `precision` is none of the above; `representative` is missing,
+            is given for another precision, or is not such images.
+        IsADirectoryError: `path` is a folder.
+    """
+    path = Path(path)
+    _check(model, path, input_range, precision)
+    images = _checked_images(representative, input_range, precision)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(_converted(model, input_range, precision, images))
+    return path
+
+
+def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
+    """A .tflite file as a function of images, computed by LiteRT's interpreter on the CPU.
+
+    Returns:
+        A function: float32 `[N, H, W, 3]`, in the range that the file was written for -> float32
+        `[N, classes]` or `[N, C]`. A call with another shape than the last allocates its tensors anew. It is
+        not for several threads at once.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the package `ai-edge-litert` is missing.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ImportError("LiteRT's interpreter: pip install 'bitlib[litert]'") from error
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: {path} is no file, expected a .tflite file")
+    with stderr_aside():
+        interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+    (fed,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def compute(images: ArrayLike) -> np.ndarray:
+        images = np.asarray(images, np.float32)
+        if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
+            interpreter.resize_tensor_input(fed["index"], images.shape)
+        with stderr_aside():
+            interpreter.allocate_tensors()
+        interpreter.set_tensor(fed["index"], images)
+        interpreter.invoke()
+        return interpreter.get_tensor(given["index"])
+
+    return compute
+
+
+def _check(model, path: Path, input_range, precision) -> None:
+    if not isinstance(model, BiT):
+        raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
+    if model.compute_dtype != "float32":
+        raise ValueError(
+            f"model: computes in {model.compute_dtype}, expected float32; load it with dtype='float32'"
+        )
+    size = 4 * model.count_params()
+    if size > MAX_BYTES:
+        raise ValueError(f"model: {size:,} bytes of weights, a .tflite file is made of {MAX_BYTES:,} at most")
+    if path.suffix != ".tflite":
+        raise ValueError(f"path: expected a name that ends in .tflite, received {path.name!r}")
+    if tuple(input_range) not in ((-1, 1), (0, 1)):
+        raise ValueError(f"input_range: expected (-1, 1) or (0, 1), received {input_range!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, received {precision!r}")
+
+
+def _checked_images(representative, input_range, precision: str) -> np.ndarray | None:
+    """The representative images, if they are some and are needed; None where they are not."""
+    expected = f"expected float images [N, H, W, 3] in {list(input_range)}, H and W at least 32"
+    if precision != "int8":
+        if representative is not None:
+            raise ValueError(f"representative: expected None, as precision is {precision!r} and not 'int8'")
+        return None
+    if representative is None:
+        raise ValueError(f"representative: {expected}; precision 'int8' takes its ranges from them")
+    images = np.asarray(representative)
+    if images.ndim != 4 or images.shape[3] != 3 or not len(images) or min(images.shape[1:3]) < 32:
+        raise ValueError(f"representative: {expected}; received shape {list(images.shape)}")
+    if images.dtype.kind != "f":
+        raise ValueError(f"representative: {expected}; received {images.dtype}")
+    low, high = float(images.min()), float(images.max())
+    if not (input_range[0] - 1e-3 <= low <= high <= input_range[1] + 1e-3):
+        raise ValueError(f"representative: {expected}; received values from {low:.4g} to {high:.4g}")
+    return images.astype(np.float32)
+
+
+def _converted(model: BiT, input_range, precision: str, images: np.ndarray | None) -> bytes:
+    # Constants first: variables would become LiteRT's, which nothing initialises, and results noise.
+    compute, output = constant(model, input_range, ops.REDUCED)
+    named = tf.function(lambda inputs: {output: compute(inputs)[0]}, input_signature=[INPUTS])
+    with _quiet():
+        # Without an object beside it, the file would have no signature and no name of an output.
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [named.get_concrete_function()], tf.Module()
+        )
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if images is not None:
+            converter.representative_dataset = lambda: ([image[None]] for image in images)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return converter.convert()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The converter logs a dozen lines; what fails is raised."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        with stderr_aside(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
