@@ -1,4 +1,4 @@
-"""From a model to a .tflite file for LiteRT (once TensorFlow Lite), which runs on telephones and small boards.
+"""From a model to a .tflite file for LiteRT, once TensorFlow Lite, which runs on telephones and small boards.
 
 TensorFlow's own converter writes it; only to run it here does one need the package `ai-edge-litert`.
 """
@@ -152,10 +152,10 @@ def _checked_images(representative, input_range, precision: str) -> np.ndarray |
 
 
 def _converted(model: BiT, input_range, precision: str, images: np.ndarray | None) -> bytes:
-    # Constants first: variables would become LiteRT's, which nothing initialises, and results noise.
-    compute, output = constant(model, input_range, ops.REDUCED)
-    named = tf.function(lambda inputs: {output: compute(inputs)[0]}, input_signature=[INPUTS])
     with _quiet():
+        # Constants first: variables would become LiteRT's, which nothing initialises, and results noise.
+        compute, output = constant(model, input_range, ops.REDUCED)
+        named = tf.function(lambda inputs: {output: compute(inputs)[0]}, input_signature=[INPUTS])
         # Without an object beside it, the file would have no signature and no name of an output.
         converter = tf.lite.TFLiteConverter.from_concrete_functions(
             [named.get_concrete_function()], tf.Module()

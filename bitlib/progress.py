@@ -1,4 +1,4 @@
-"""What is shown while something takes long: a bar, as text in a terminal, as HTML on a Jupyter page; or nothing."""
+"""What is shown while something takes long: a bar, text in a terminal, HTML on a Jupyter page; or nothing."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 What is written follows the reusable SavedModel interface of TF2
 (https://www.tensorflow.org/hub/reusable_saved_models): `__call__(inputs, training)`, `variables`,
-`trainable_variables`, `regularization_losses`, and one signature, `serving_default`. Keras' own
+`trainable_variables`, `regularization_losses`, and a signature, `serving_default`. Keras' own
 `model.export` writes the signature only; `hub.KerasLayer(..., trainable=True)` cannot train that.
 """
 
@@ -19,9 +19,8 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow.python.eager.context import context
 
-from bitlib import checkpoint, modelcard, reference, zoo
+from bitlib import checkpoint, graphs, modelcard, reference, serving, zoo
 from bitlib.checkpoint import CheckpointError, Source
-from bitlib.graphs import frozen, reusable
 from bitlib.model import BiT
 from bitlib.writing import replacing
 
@@ -35,6 +34,9 @@ def export(
     input_range: tuple[float, float] = (-1, 1),
     freeze: bool = False,
     jit_compile: bool = False,
+    serving_bytes: bool = False,
+    top: int = 5,
+    stages: bool = False,
 ) -> Path:
     """Write a model as a TF2 SavedModel with dynamic batch, height and width.
 
@@ -49,6 +51,12 @@ def export(
         jit_compile: have XLA compile every GroupNorm of a frozen model. It is faster again on CPUs; each new
             shape of images costs a second or two when it is first seen, and whatever runs the SavedModel
             must have XLA, as TensorFlow itself has.
+        serving_bytes: add a second signature of this name, from files of pictures to the likeliest classes,
+            with the preprocessing of the model's card; see `bitlib.serving.signature`.
+        top: how many classes that gives.
+        stages: write feature maps for detectors and segmenters instead: the signature gives `root` and
+            `block1` to `block4`, float32 `[N, h, w, C]` at strides 4, 4, 8, 16 and 32, and a call gives
+            the dictionary of them. It trains like any reusable SavedModel.
 
     Returns:
         The folder. Its signature takes `inputs`, float32 `[N, H, W, 3]`, and gives `logits`
@@ -57,19 +65,31 @@ def export(
 
     Raises:
         TypeError: `model` is not a BiT.
-        ValueError: `input_range` is neither of the two, or `jit_compile` without `freeze`.
+        ValueError: `input_range` is neither of the two, `jit_compile` without `freeze`, `stages` beside
+            `freeze` or `serving_bytes`; or as `bitlib.serving.check`.
         FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's: a file of
             yours, or a README.md that is not such a model card.
     """
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
     _check(input_range, freeze, jit_compile)
+    if stages and (freeze or serving_bytes):
+        raise ValueError("stages: expected False beside freeze or serving_bytes, received True")
+    if serving_bytes:
+        serving.check(model, top)
     directory = _replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    module, signature = frozen(model, input_range, jit_compile) if freeze else reusable(model, input_range)
+    if freeze:
+        module, signature = graphs.frozen(model, input_range, jit_compile)
+    else:
+        module, signature = (graphs.stages if stages else graphs.reusable)(model, input_range)
+    signatures = {"serving_default": signature}
+    if serving_bytes:
+        signatures["serving_bytes"] = serving.signature(signature, model, input_range, top)
     with replacing(directory, unless=_holds_others_files) as temporary, _without_log():
-        tf.saved_model.save(module, str(temporary), signatures={"serving_default": signature})
-        (temporary / "README.md").write_text(modelcard.text(model, input_range, freeze, jit_compile), "utf-8")
+        tf.saved_model.save(module, str(temporary), signatures=signatures)
+        card = modelcard.text(model, input_range, freeze, jit_compile, serving_bytes, stages)
+        (temporary / "README.md").write_text(card, "utf-8")
     return directory
 
 
