@@ -64,19 +64,14 @@ def _module(signature: Callable, result: Callable, variables: Sequence[keras.Var
     return module
 
 
-STAGES = ("root", "block1", "block2", "block3", "block4")
-"""The feature maps of a model, from large and near the pixels to small and near the classes."""
-
-
 def stages(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Callable]:
-    """As `reusable`, of all feature maps by name: what a detector or a segmenter is built on."""
+    """As `reusable`, of the feature maps by name, without the last norm and the head."""
 
     def compute(inputs):
-        found = model.stages(_scaled(inputs, input_range))
-        return {name: tf.cast(found[name], tf.float32) for name in STAGES}
+        maps = model.feature_maps(_scaled(inputs, input_range))
+        return {name: tf.cast(value, tf.float32) for name, value in maps.items()}
 
     signature = tf.function(compute, input_signature=[INPUTS])
-    # Neither the last norm nor the head has a part in them.
     used = [variable for layer in (model.root, *chain(*model.blocks)) for variable in layer.variables]
     return _module(signature, lambda results: results, used), signature
 

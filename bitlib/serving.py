@@ -102,7 +102,7 @@ def _list_is_elsewhere(card: Card) -> bool:
 def prepare(content: Tensor, card: Card) -> Tensor:
     """As `bitlib.images.prepare`, of a file's content, a string `[]`: float32 `[resolution, resolution, 3]`,
     levels in [0, 255]."""
-    levels = turned(decoded(content), orientation(content))
+    levels = tf.ensure_shape(turned(decoded(content), orientation(content)), (None, None, 3))
     size = (card.resolution, card.resolution)
     if card.short_side:
         sides = tf.cast(tf.shape(levels)[:2], tf.float64)

@@ -156,8 +156,7 @@ class TestServing:
         agree(rows(signature(tf.constant(exact))), classified(model, exact))
 
     def test_classes_are_the_places_of_the_names(self, served):
-        model, signature, _ = served
-        found = signature(tf.constant([FILES["PNG"]]))
+        found = served[1](tf.constant([FILES["PNG"]]))
         class_names = labels.names("glyph1k")
         assert [class_names[index] for index in found["classes"][0]] == [name for name, _ in rows(found)[0]]
         assert (np.diff(found["probabilities"]) <= 0).all()
@@ -308,14 +307,15 @@ def reference_stages(arrays, images):
     return found
 
 
-class TestStages:
-    @pytest.fixture(scope="class")
-    def exported(self, tmp_path_factory, small_arrays):
-        folder = tmp_path_factory.mktemp("stages")
-        np.savez(folder / "small.npz", **small_arrays)
-        model = bitlib.load(folder / "small.npz")
-        return bitlib.export(model, folder / "m", input_range=(0, 1), stages=True)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, small_arrays):
+    folder = tmp_path_factory.mktemp("stages")
+    np.savez(folder / "small.npz", **small_arrays)
+    return bitlib.export(bitlib.load(folder / "small.npz"), folder / "m", input_range=(0, 1), stages=True)
 
+
+@pytest.mark.slow
+class TestStages:
     @pytest.mark.parametrize("shape", [(2, 40, 56, 3), (1, 65, 33, 3)])
     def test_they_are_those_of_the_reference(self, exported, small_arrays, shape):
         images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
