@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.eager.polymorphic_function.concrete_function import ConcreteFunction
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow.python.saved_model.save_context import save_context
 
@@ -72,25 +71,19 @@ def stages(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Cal
         return {name: tf.cast(value, tf.float32) for name, value in maps.items()}
 
     signature = tf.function(compute, input_signature=[INPUTS])
-    used = [variable for layer in (model.root, *chain(*model.blocks)) for variable in layer.variables]
+    layers: list[keras.Layer] = [model.root, *chain(*model.blocks)]
+    used = [variable for layer in layers for variable in layer.variables]
     return _module(signature, lambda results: results, used), signature
-
-
-def constant(
-    model: BiT, input_range: tuple[float, float], operations: ops.Operations
-) -> tuple[ConcreteFunction, str]:
-    """As `function`, of constants only: it gives a list of one tensor, and its kernels are standardised."""
-    compute, output = function(model, input_range)
-    with ops.constant_kernels(model, operations):
-        traced = tf.function(compute, input_signature=[INPUTS]).get_concrete_function()
-        return convert_variables_to_constants_v2(traced), output
 
 
 def frozen(model: BiT, input_range: tuple[float, float], jit_compile: bool) -> tuple[tf.Module, Callable]:
     """A module for inference, with constants for weights, and its signature."""
+    compute, output = function(model, input_range)
     operations = ops.fast(written_gradients=False, compiled=True) if jit_compile else ops.PLAIN
-    compute, output = constant(model, input_range, operations)
-    halves = tf.function(_in_halves(compute), input_signature=[INPUTS])
+    with ops.constant_kernels(model, operations):
+        traced = tf.function(compute, input_signature=[INPUTS]).get_concrete_function()
+        constant = convert_variables_to_constants_v2(traced)
+    halves = tf.function(_in_halves(constant), input_signature=[INPUTS])
     module = tf.Module()
     module.__call__ = halves
     return module, tf.function(lambda inputs: {output: halves(inputs)}, input_signature=[INPUTS])

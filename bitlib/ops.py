@@ -159,16 +159,21 @@ def computed_by(model: keras.Model, operations: Operations) -> Iterator[None]:
 
 
 @contextmanager
-def constant_kernels(model: keras.Model, operations: Operations = PLAIN) -> Iterator[None]:
-    """As `computed_by`, with kernels that are standardised once, now, and constant in what is traced."""
+def constant_kernels(
+    model: keras.Model, operations: Operations = PLAIN, hold: Callable = ops.convert_to_numpy
+) -> Iterator[None]:
+    """As `computed_by`, with kernels that are standardised once, now, and constant in what is traced.
+
+    `hold` makes of each standardised kernel what is traced: an array, or a variable that somebody keeps.
+    """
 
     def constant(kernel):
-        return lambda _: kernel
+        return lambda _: tf.convert_to_tensor(kernel)
 
     with computed_by(model, operations):
         for layer in model._flatten_layers():
             if hasattr(layer, "operations") and hasattr(layer, "kernel"):
-                kernel = ops.convert_to_numpy(standardize(layer.kernel))
+                kernel = hold(standardize(layer.kernel))
                 layer.operations = replace(operations, standardize=constant(kernel))
         yield
 

@@ -41,8 +41,8 @@ def signature(
     Raises:
         ValueError: as `check`.
     """
-    names = check(model, top)
-    card, count = model.card, min(top, model.num_classes)
+    card, names = check(model, top)
+    count = min(top, len(names))
     spec = tf.TensorSpec((card.resolution, card.resolution, 3), tf.float32)
     turn = tf.sigmoid if card.activation == "sigmoid" else tf.nn.softmax
 
@@ -63,11 +63,11 @@ def signature(
     return tf.function(classify, input_signature=[CONTENTS])
 
 
-def check(model: BiT, top: int) -> tuple[str, ...]:
-    """The names of a model's classes, if a `signature` can be made of it. Nothing is downloaded.
+def check(model: BiT, top: int) -> tuple[Card, tuple[str, ...]]:
+    """The card of a model and the names of its classes, if a `signature` can be made of it.
 
-    They are those that the card carries, or of its list if that is on this machine; a model without either
-    has `class 0`, `class 1`, …
+    Nothing is downloaded. The names are those that the card carries, or those of its list if that is on this
+    machine; a model without either has `class 0`, `class 1`, …
 
     Raises:
         ValueError: the model has no head or no card, its class list is not on this machine, or `top` is
@@ -83,20 +83,19 @@ def check(model: BiT, top: int) -> tuple[str, ...]:
     if top < 1:
         raise ValueError(f"top: expected at least 1, received {top}")
     card = model.card
-    names, reason = ((), "") if _list_is_elsewhere(card) else labels.of_card(card, model.num_classes)
-    if not names or (reason and card.labels):
-        reason = (
-            reason or f"{card.labels} is not on this machine; bitlib.labels.names({card.labels!r}) gets it"
+    if card.labels and not card.class_names and not labels.are_here(card.labels):
+        names, reason = (
+            (),
+            f"{card.labels} is not on this machine; bitlib.labels.names({card.labels!r}) gets it",
         )
+    else:
+        names, reason = labels.of_card(card, model.num_classes)
+    if reason and card.labels:
         raise ValueError(
             f"serving_bytes: no names of classes: {reason}; or name them yourself: "
             "model.card = dataclasses.replace(model.card, class_names=(...))"
         )
-    return names
-
-
-def _list_is_elsewhere(card: Card) -> bool:
-    return not card.class_names and card.labels is not None and not labels.are_here(card.labels)
+    return card, names
 
 
 def prepare(content: Tensor, card: Card) -> Tensor:

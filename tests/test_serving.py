@@ -251,7 +251,7 @@ class TestNames:
         agree(rows(found), [[("birch", 0.95257), ("ash", 0.52498), ("cedar", 0.11920)]])
 
     def test_a_new_head_without_names_has_numbers(self):
-        assert serving.check(bitlib.load(zoo.BUNDLED, head=3), 5) == ("class 0", "class 1", "class 2")
+        assert serving.check(bitlib.load(zoo.BUNDLED, head=3), 5)[1] == ("class 0", "class 1", "class 2")
 
     def test_a_published_list_is_taken_from_the_disk_or_asked_for(self, tmp_path, small_npz, monkeypatch):
         monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
@@ -264,7 +264,7 @@ class TestNames:
             bitlib.export(model, tmp_path / "m", serving_bytes=True)
         assert not (tmp_path / "m").exists()
         model.card = replace(model.card, class_names=tuple("abcdefghijk"))
-        assert serving.check(model, 5) == tuple("abcdefghijk")
+        assert serving.check(model, 5)[1] == tuple("abcdefghijk")
 
         published = BiT((1, 1, 1, 1), 0.5, 1000)
         published.card = zoo.card("R50x1_224")
@@ -273,7 +273,7 @@ class TestNames:
         (tmp_path / "cache" / zoo.CLASS_LISTS["ilsvrc2012"]).write_text("\n".join(words))
         labels.names.cache_clear()
         try:
-            assert serving.check(published, 5)[:2] == ("name 0", "name 1")
+            assert serving.check(published, 5)[1][:2] == ("name 0", "name 1")
         finally:
             labels.names.cache_clear()
 
