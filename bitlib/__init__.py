@@ -24,6 +24,7 @@ _MODULES = (
     "hyperrule",
     "images",
     "labels",
+    "litert",
     "model",
     "patience",
     "plots",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow.python.saved_model.save_context import save_context
@@ -29,26 +31,49 @@ def function(model: BiT, input_range: tuple[float, float]) -> tuple[Callable, st
     """The model as one function of what callers feed, and the name of what comes out."""
 
     def compute(inputs):
-        return model(inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1)
+        return model(_scaled(inputs, input_range))
 
     return compute, "features" if model.head is None else "logits"
+
+
+def _scaled(inputs, input_range):
+    """What callers feed, in [-1, 1]."""
+    return inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1
 
 
 def reusable(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Callable]:
     """A module to load, call and train further, and its signature; both share one graph."""
     compute, output = function(model, input_range)
     signature = tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
+    return _module(signature, lambda results: results[output], model.variables), signature
+
+
+def _module(signature: Callable, result: Callable, variables: Sequence[keras.Variable]) -> tf.Module:
+    """The reusable module of a signature: to call it gives a part of what the signature gives."""
     module = _Reusable()
     # A BiT does in training what it does in inference; both share the signature's graph.
-    module.__call__ = tf.function(lambda inputs, training=False: signature(inputs)[output])
+    module.__call__ = tf.function(lambda inputs, training=False: result(signature(inputs)))
     # Traced as `save` would trace it; else it would trace all again, and hold both graphs.
     with save_context(tf.saved_model.SaveOptions()):
         for training in (False, True):
             module.__call__.get_concrete_function(INPUTS, training=training)
-    module.variables = [variable.value for variable in model.variables]
-    module.trainable_variables = [variable.value for variable in model.trainable_variables]
+    module.variables = [variable.value for variable in variables]
+    module.trainable_variables = [variable.value for variable in variables if variable.trainable]
     module.regularization_losses = []
-    return module, signature
+    return module
+
+
+def stages(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Callable]:
+    """As `reusable`, of the feature maps by name, without the last norm and the head."""
+
+    def compute(inputs):
+        maps = model.feature_maps(_scaled(inputs, input_range))
+        return {name: tf.cast(value, tf.float32) for name, value in maps.items()}
+
+    signature = tf.function(compute, input_signature=[INPUTS])
+    layers: list[keras.Layer] = [model.root, *chain(*model.blocks)]
+    used = [variable for layer in layers for variable in layer.variables]
+    return _module(signature, lambda results: results, used), signature
 
 
 def frozen(model: BiT, input_range: tuple[float, float], jit_compile: bool) -> tuple[tf.Module, Callable]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bitlib import classlists
 from bitlib.paths import bundled
-from bitlib.store import fetch_file
+from bitlib.store import fetch_file, on_disk
 from bitlib.zoo import CLASS_LISTS, Card
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def names(class_list: str) -> tuple[str, ...]:
     except ValueError as error:
         raise ConnectionError(f"{path}: not a class list ({error}); delete it to get it again") from error
     return tuple(line.replace("_", " ") for line in lines)
+
+
+def are_here(class_list: str) -> bool:
+    """Whether `names` can have a list without the network."""
+    return class_list == "glyph1k" or on_disk(CLASS_LISTS[class_list]) is not None
 
 
 def names_or_numbers(class_list: str | None, num_classes: int) -> tuple[tuple[str, ...], str]:

@@ -252,14 +252,19 @@ class BiT(keras.Model):
         """GroupNorm, ReLU and the average over height and width: -> float32 `[N, 1, 1, 2048w]`."""
         return ops.mean(ops.cast(self.norm(x), "float32"), axis=(1, 2), keepdims=True)
 
-    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+    def feature_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The `root` and `block1` … `block4` of `stages`, on which detectors and segmenters are built."""
         x = self.apply_root(images)
-        stages = {"root": x}
+        maps = {"root": x}
         for index, block in enumerate(self.blocks, start=1):
             for unit in block:
                 x = unit(x)
-            stages[f"block{index}"] = x
-        pooled = self.pool(x)
+            maps[f"block{index}"] = x
+        return maps
+
+    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+        stages = self.feature_maps(images)
+        pooled = self.pool(stages["block4"])
         stages["features"] = ops.squeeze(pooled, axis=(1, 2))
         if self.head is not None:
             stages["logits"] = ops.squeeze(self.head(pooled), axis=(1, 2))

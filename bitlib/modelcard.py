@@ -19,7 +19,7 @@ CARD = """# {title}
 
 - **Weights:** {weights}
 - **Input:** `inputs`, float32 `[N, height, width, 3]`, RGB in {range}; height and width at least 32.
-- **Output:** `{output}`, float32 `[N, {size}]`{meaning}.
+- **Output:** {results}.{more}
 - **Preprocessing:** {preprocessing}
 - **Licence:** {licence}
 - **Please cite:** {citation}
@@ -41,12 +41,28 @@ TensorFlow Hub{hub}:
 Keras 3, for inference:
 
     layer = keras.layers.TFSMLayer(folder, call_endpoint="serving_default")
-    {output} = layer(images)["{output}"]
+    {output} = layer(images){key}
 """
 
+_MORE = """
+- **Signature `serving_bytes`:** takes `image_bytes`, string `[N]`: the contents of JPEG or PNG files; gives
+  `probabilities`, `names` and `classes` of the likeliest classes, `[N, k]`, the best first."""
 
-def text(model: BiT, input_range: tuple[float, float], frozen: bool, compiled: bool) -> str:
-    """The card of a `bitlib.model.BiT` that is exported for inputs in `input_range`, as Markdown."""
+
+def text(
+    model: BiT,
+    input_range: tuple[float, float],
+    frozen: bool,
+    compiled: bool,
+    serving_bytes: bool = False,
+    stages: bool = False,
+) -> str:
+    """The card of a `bitlib.model.BiT` that is exported for inputs in `input_range`, as Markdown.
+
+    Args:
+        model: what is exported.
+        input_range, frozen, compiled, serving_bytes, stages: as `bitlib.export` takes them.
+    """
     card, source = model.card, model.source
     published = card if source is not None and source.card.name in zoo.names() else None
     weights = "made here, not loaded from a file"
@@ -56,7 +72,7 @@ def text(model: BiT, input_range: tuple[float, float], frozen: bool, compiled: b
         weights = f"`{source.path.name}`{digest}{address}"
     if model.tuned:
         weights += ", fine-tuned since"
-    output = "features" if model.head is None else "logits"
+    output = "stages" if stages else "features" if model.head is None else "logits"
     return CARD.format(
         mark=_MARK,
         title=card.name if card else "A BiT-ResNet",
@@ -71,8 +87,9 @@ def text(model: BiT, input_range: tuple[float, float], frozen: bool, compiled: b
         weights=weights + ".",
         range="[-1, 1]" if tuple(input_range) == (-1, 1) else "[0, 1]",
         output=output,
-        size=model.num_features if model.head is None else model.num_classes,
-        meaning=_meaning(card) if card and output == "logits" else "",
+        results=_stages(model) if stages else _vectors(model, output),
+        more=_MORE if serving_bytes else "",
+        key="" if stages else f'["{output}"]',
         preprocessing=_preprocessing(card)
         if card and (published or model.tuned)
         else "that of the images it was trained on.",
@@ -116,6 +133,21 @@ def metadata(model: BiT) -> dict[str, str]:
 def is_one(path: Path) -> bool:
     """Whether a file is such a card."""
     return _MARK.encode() in path.read_bytes()
+
+
+def _vectors(model: BiT, output: str) -> str:
+    size = model.num_features if model.head is None else model.num_classes
+    meaning = _meaning(model.card) if model.card and output == "logits" else ""
+    return f"`{output}`, float32 `[N, {size}]`{meaning}"
+
+
+def _stages(model: BiT) -> str:
+    channels = model.root.filters
+    maps = [f"`root` `[N, height / 4, width / 4, {channels}]`"]
+    for block, stride in enumerate((4, 8, 16, 32), start=1):
+        size = channels * 4 * 2 ** (block - 1)
+        maps.append(f"`block{block}` `[N, height / {stride}, width / {stride}, {size}]`")
+    return f"feature maps by name, float32: {', '.join(maps)}; sides are rounded up"
 
 
 def _meaning(card: zoo.Card) -> str:

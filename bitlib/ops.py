@@ -112,6 +112,15 @@ PLAIN = Operations(standardize, group_norm_relu)
 """As they stand above, with autodiff's gradients. What is exported is this: its graphs are small."""
 
 
+def _reduced(matrix):
+    """As `column_means`, by one reduction: XLA fuses it with what stands around it, LiteRT quantises it."""
+    return ops.mean(matrix, -2, keepdims=True)
+
+
+REDUCED = Operations(standardize, functools.partial(group_norm_relu, means=_reduced))
+"""As `PLAIN`, with a reduction for each mean."""
+
+
 @functools.cache
 def fast(written_gradients: bool = True, compiled: bool = False) -> Operations:
     """The same results sooner, for graphs that stay in this process.
@@ -150,27 +159,27 @@ def computed_by(model: keras.Model, operations: Operations) -> Iterator[None]:
 
 
 @contextmanager
-def constant_kernels(model: keras.Model, operations: Operations = PLAIN) -> Iterator[None]:
-    """As `computed_by`, with kernels that are standardised once, now, and constant in what is traced."""
+def constant_kernels(
+    model: keras.Model, operations: Operations = PLAIN, hold: Callable = ops.convert_to_numpy
+) -> Iterator[None]:
+    """As `computed_by`, with kernels that are standardised once, now, and constant in what is traced.
+
+    `hold` makes of each standardised kernel what is traced: an array, or a variable that somebody keeps.
+    """
 
     def constant(kernel):
-        return lambda _: kernel
+        return lambda _: tf.convert_to_tensor(kernel)
 
     with computed_by(model, operations):
         for layer in model._flatten_layers():
             if hasattr(layer, "operations") and hasattr(layer, "kernel"):
-                kernel = ops.convert_to_numpy(standardize(layer.kernel))
+                kernel = hold(standardize(layer.kernel))
                 layer.operations = replace(operations, standardize=constant(kernel))
         yield
 
 
 def _compiled(function):
     return tf.function(function, jit_compile=True)
-
-
-def _reduced(matrix):
-    """As `column_means`, by the reduction that XLA fuses with what stands around it."""
-    return ops.mean(matrix, -2, keepdims=True)
 
 
 def _standardize(kernel):

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from bitlib.progress import stderr_aside
+
 
 def quiet() -> None:
     """Import TensorFlow and tensorflow-hub without what they write to stderr, which a page shows in red.
@@ -25,26 +27,13 @@ def quiet() -> None:
     their graphs anew. Errors are raised and logged as ever.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _stderr_aside(), warnings.catch_warnings():
+    with stderr_aside(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow as tf
 
         tf.get_logger().setLevel("ERROR")
         with suppress(ImportError):  # a page that needs it says so at its own import
             import tensorflow_hub  # noqa: F401
-
-
-@contextmanager
-def _stderr_aside() -> Iterator[None]:
-    """Whatever this process writes to file descriptor 2, C++ code included, goes nowhere."""
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 @contextmanager

@@ -1,9 +1,12 @@
-"""One progress bar for everything that takes long: text in a terminal, HTML on a Jupyter page."""
+"""What is shown while something takes long: a bar, text in a terminal, HTML on a Jupyter page; or nothing."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -51,3 +54,16 @@ def _in_kernel() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and "IPKernelApp" in shell.config
+
+
+@contextmanager
+def stderr_aside() -> Iterator[None]:
+    """Whatever this process writes to file descriptor 2, C++ code included, goes nowhere."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

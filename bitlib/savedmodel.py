@@ -2,7 +2,7 @@
 
 What is written follows the reusable SavedModel interface of TF2
 (https://www.tensorflow.org/hub/reusable_saved_models): `__call__(inputs, training)`, `variables`,
-`trainable_variables`, `regularization_losses`, and one signature, `serving_default`. Keras' own
+`trainable_variables`, `regularization_losses`, and a signature, `serving_default`. Keras' own
 `model.export` writes the signature only; `hub.KerasLayer(..., trainable=True)` cannot train that.
 
 What writes the files of other formats has a module of its own, which `export` calls.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,22 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tensorflow.python.eager.context import context
 
-from bitlib import checkpoint, modelcard, reference, zoo
+from bitlib import checkpoint, graphs, modelcard, reference, serving, zoo
 from bitlib.checkpoint import CheckpointError, Source
-from bitlib.graphs import frozen, reusable
 from bitlib.inputs import check_input_range
 from bitlib.model import BiT
 from bitlib.writing import replacing
 
 TOLERANCE = 1e-4
 """Largest difference between a port and the float64 reference, as a share of the logits' scale."""
+
+
+_OPTIONS = {
+    "tf_saved_model": {"freeze", "jit_compile", "serving_bytes", "top", "stages"},
+    "onnx": {"uint8"},
+    "litert": {"precision", "representative"},
+}
+"""What each format can be told; the names of the formats are Keras'."""
 
 
 def export(
@@ -47,8 +54,8 @@ def export(
 
     Args:
         model: a `bitlib.model.BiT`, as `bitlib.load` gives.
-        directory: the folder to write; its parents are made. An earlier SavedModel there is replaced
-            once the new one is complete.
+        directory: the folder to write, or the file; its parents are made. An earlier SavedModel or file there
+            is replaced once the new one is complete.
         input_range: what callers will feed: `(-1, 1)`, or `(0, 1)` as the `google/bit` hub modules
             take it; the conversion is then part of the graph.
         freeze: write for inference only: weights become constants, kernels already standardised, and the
@@ -56,60 +63,83 @@ def export(
         jit_compile: have XLA compile every GroupNorm of a frozen model. It is faster again on CPUs; each new
             shape of images costs a second or two when it is first seen, and whatever runs the SavedModel
             must have XLA, as TensorFlow itself has.
-        format: `"tf_saved_model"`, `"onnx"` or `"litert"`, as `keras.Model.export` names them. The last two
-            write one file, `directory`, as `bitlib.onnx.write` and `bitlib.litert.write` say.
-        options: of those two, by name: `uint8=True`, for example.
+        format: `"tf_saved_model"`, `"onnx"` or `"litert"`, as `keras.Model.export` names them.
+        options: by name. Of ONNX and LiteRT: as `bitlib.onnx.write` and `bitlib.litert.write` take them. Of a
+            SavedModel:
+            `serving_bytes=True` adds a second signature of this name, from files of pictures to the `top` (5)
+            likeliest classes, with the preprocessing of the model's card; see `bitlib.serving.signature`.
+            `stages=True` writes feature maps for detectors and segmenters instead: the signature gives `root`
+            and `block1` to `block4`, float32 `[N, h, w, C]` at strides 4, 4, 8, 16 and 32, and a call gives
+            the dictionary of them. It trains like any reusable SavedModel.
 
     Returns:
-        The folder. Its signature takes `inputs`, float32 `[N, H, W, 3]`, and gives `logits`
-        `[N, classes]`, or `features` `[N, C]` for a model without a head. A model card lies in it,
+        The folder, or file. Its signature takes `inputs`, float32 `[N, H, W, 3]`, and gives `logits`
+        `[N, classes]`, or `features` `[N, C]` for a model without a head. In a folder lies a model card,
         `README.md`: what it is, where its weights came from, how to feed and load it.
 
     Raises:
         TypeError: `model` is not a BiT.
-        ValueError: `input_range` is neither of the two, `jit_compile` without `freeze`, an unknown `format`,
-            or one that does not take the suffix of `directory`, `freeze` or `jit_compile`.
+        ValueError: `format` or `input_range` is none of the above; an option is not one of the format's;
+            `jit_compile` without `freeze`, `stages` beside `freeze` or `serving_bytes`; or as
+            `bitlib.serving.check`, `bitlib.onnx.write`, `bitlib.litert.write`.
+        ImportError: the format needs a package that is not installed.
         FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's: a file of
             yours, or a README.md that is not such a model card.
+        IsADirectoryError: `directory` is a folder, and the format a file.
     """
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
-    if write := _writer(format, directory, freeze, jit_compile, options):
-        return write(model, directory, input_range, **options)
-    _check(input_range, freeze, jit_compile)
-    directory = _replaceable(directory)
+    _check(directory, input_range, freeze, jit_compile, format, options)
+    if format != "tf_saved_model":
+        return importlib.import_module(f"bitlib.{format}").write(model, directory, input_range, **options)
+    return _write(model, Path(directory), input_range, freeze, jit_compile, **options)
+
+
+def _write(
+    model: BiT,
+    directory: Path,
+    input_range: tuple[float, float],
+    freeze: bool,
+    jit_compile: bool,
+    serving_bytes: bool = False,
+    top: int = 5,
+    stages: bool = False,
+) -> Path:
+    if serving_bytes:
+        serving.check(model, top)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    module, signature = frozen(model, input_range, jit_compile) if freeze else reusable(model, input_range)
+    if freeze:
+        module, signature = graphs.frozen(model, input_range, jit_compile)
+    else:
+        module, signature = (graphs.stages if stages else graphs.reusable)(model, input_range)
+    signatures = {"serving_default": signature}
+    if serving_bytes:
+        signatures["serving_bytes"] = serving.signature(signature, model, input_range, top)
     with replacing(directory, unless=_holds_others_files) as temporary, _without_log():
-        tf.saved_model.save(module, str(temporary), signatures={"serving_default": signature})
-        (temporary / "README.md").write_text(modelcard.text(model, input_range, freeze, jit_compile), "utf-8")
+        tf.saved_model.save(module, str(temporary), signatures=signatures)
+        card = modelcard.text(model, input_range, freeze, jit_compile, serving_bytes, stages)
+        (temporary / "README.md").write_text(card, "utf-8")
     return directory
 
 
-_SUFFIXES = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite"}
-"""Of what each format writes; the names of the formats are Keras'."""
-
-
-def _writer(format: str, path, freeze: bool, jit_compile: bool, options: dict) -> Callable | None:
-    """What writes a format that is a file; None for a SavedModel."""
-    if format not in _SUFFIXES:
-        raise ValueError(f"format: expected one of {', '.join(_SUFFIXES)}, received {format!r}")
-    if format == "tf_saved_model":
-        if options:
-            raise ValueError(f"{min(options)}: no option of a SavedModel")
-        return None
-    for name, value in (("freeze", freeze), ("jit_compile", jit_compile)):
-        if value:
-            raise ValueError(f"{name}: for SavedModels; expected False with format={format!r}, received True")
-    if Path(path).suffix != _SUFFIXES[format]:
-        raise ValueError(f"directory: expected a file that ends in {_SUFFIXES[format]}, received {path}")
-    return importlib.import_module(f"bitlib.{format}").write
-
-
-def _check(input_range, freeze: bool, jit_compile: bool) -> None:
+def _check(
+    directory, input_range, freeze: bool, jit_compile: bool, format: str = "tf_saved_model", options=()
+) -> None:
+    """Whatever can be said before the minutes that a large model takes."""
+    if format not in _OPTIONS:
+        raise ValueError(f"format: expected one of {', '.join(_OPTIONS)}, received {format!r}")
+    given = {*options, *(["freeze"] if freeze else []), *(["jit_compile"] if jit_compile else [])}
+    if unknown := sorted(given - _OPTIONS[format]):
+        takes = ", ".join(sorted(_OPTIONS[format]))
+        raise ValueError(f"{unknown[0]}: no option of format {format!r}, which takes {takes}")
     check_input_range(input_range)
     if jit_compile and not freeze:
         raise ValueError("jit_compile: expected False, or freeze=True beside it; received True alone")
+    options = dict(options)
+    if options.get("stages") and (freeze or options.get("serving_bytes")):
+        raise ValueError("stages: expected False beside freeze or serving_bytes, received True")
+    if format == "tf_saved_model":
+        _check_replaceable(directory)
 
 
 @contextmanager
@@ -124,15 +154,14 @@ def _without_log():
         logger.setLevel(level)
 
 
-def _replaceable(directory: str | os.PathLike) -> Path:
-    """The directory, if an export may be written there."""
+def _check_replaceable(directory: str | os.PathLike) -> None:
+    """Raise FileExistsError unless an export may be written there."""
     directory = Path(directory)
     reason = "is a file, not a SavedModel" if directory.is_file() else None
     if directory.is_dir():
         reason = _holds_others_files(directory)
     if reason:
         raise FileExistsError(f"directory: {directory} {reason}; choose another folder")
-    return directory
 
 
 _OURS = re.compile(
@@ -199,10 +228,9 @@ def port_all(
         ValueError, FileExistsError: a name is unknown, or as `export`.
         CheckpointError: as `port`; what was written before stays.
     """
-    _check((-1, 1), freeze, jit_compile)
     targets = [target for source in sources for target in _targets(source)]
     for target in targets:
-        _replaceable(Path(directory, target.folder))
+        _check(Path(directory, target.folder), target.input_range, freeze, jit_compile)
     return (_port(target, Path(directory), freeze, jit_compile) for target in targets)
 
 
@@ -285,10 +313,7 @@ def port(
         CheckpointError: as `bitlib.checkpoint.read`; or the port differs from the float64 reference
             by more than `TOLERANCE`, in which case nothing is written.
     """
-    # Before minutes are spent:
-    if not _writer(format, directory, freeze, jit_compile, options):
-        _replaceable(directory)
-    _check(input_range or (-1, 1), freeze, jit_compile)
+    _check(directory, input_range or (-1, 1), freeze, jit_compile, format, options)
     found = checkpoint.find(source)
     model, _ = _checked(found, head)
     input_range = input_range or found.card.input_range

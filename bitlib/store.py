@@ -45,9 +45,8 @@ def of_file(file: str) -> Stored:
         )
     cached, source = cache_folder() / file, mirror()
     mirrored = source / file if isinstance(source, Path) else None
-    for path in filter(None, (cached, mirrored)):
-        if path.is_file():
-            return Stored(path, verify(path))
+    if path := on_disk(file):
+        return Stored(path, verify(path))
     by_hand = f"put the file at {cached}, or name a folder that holds {file} in BITLIB_MIRROR"
     if mirrored:
         raise ConnectionError(f"{file}: not in BITLIB_MIRROR ({source}); put it there, or unset the variable")
@@ -57,6 +56,13 @@ def of_file(file: str) -> Stored:
         )
     path = download(f"{source or zoo.BASE_URL.rstrip('/')}/{file}", cached)
     return Stored(path, noted(path))  # download has just compared it
+
+
+def on_disk(file: str) -> Path | None:
+    """Where a file below the published address lies on this machine: in the cache or a mirror's folder."""
+    source = mirror()
+    folders = [cache_folder(), *([source] if isinstance(source, Path) else [])]
+    return next((folder / file for folder in folders if (folder / file).is_file()), None)
 
 
 def fetch(name: str) -> Path:

@@ -125,7 +125,7 @@ def test_the_package_imports_only_its_core_and_names_the_extra_of_anything_else(
         for project in imported(source) - core - in_kernel.get(path.name, set()):
             (extra,) = (
                 name
-                for name in ("datasets", "onnx", "tensorboard", "torch")
+                for name in ("datasets", "onnx", "tensorboard", "torch", "litert")
                 if f"{project}>=" in str(EXTRAS[name])
             )
             assert f"pip install 'bitlib[{extra}]'" in source, (path.name, project)
@@ -149,6 +149,7 @@ OPTIONAL = (
     "tensorflow_datasets",
     "tensorboard",
     "onnx",
+    "ai_edge_litert",
     "IPython",
     "papermill",
 )
@@ -185,6 +186,7 @@ def test_installing_the_wheel_alone_brings_its_core_only(wheel):
         "teach",
         "torch",
         "onnx",
+        "litert",
         "test",
     }
 

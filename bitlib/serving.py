@@ -1,0 +1,202 @@
+"""From a file of a picture to names of classes inside a SavedModel: what `bitlib.images` does, as a graph.
+
+TensorFlow's decoders give what Pillow gives, but for pictures of 16 bits a channel and for transparent ones,
+whose levels may be one off by rounding. From the levels on, both ways use the same operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from bitlib import labels
+from bitlib.images import MAX_PIXELS
+from bitlib.model import BiT
+from bitlib.zoo import Card
+
+CONTENTS = tf.TensorSpec((None,), tf.string, "image_bytes")
+"""What the signature takes. TF Serving sends and takes binary values under names that end so."""
+
+
+def signature(
+    compute: Callable, model: BiT, input_range: tuple[float, float], top: int = 5
+) -> tf.types.experimental.PolymorphicFunction:
+    """A function from files of pictures to the likeliest classes, to be saved as a signature.
+
+    Args:
+        compute: what is exported of `model`: images, float32 `[N, H, W, 3]` in `input_range` -> a dictionary
+            that has their `logits`.
+        model: its card says how pictures are preprocessed and what the classes are called.
+        input_range: what `compute` takes.
+        top: how many classes to give; no more are given than there are.
+
+    Returns:
+        A function of `image_bytes`, string `[N]`: the contents of JPEG or PNG files. It gives, the best class
+        first, `probabilities` float32 `[N, top]`, `names` string `[N, top]` and `classes` int32 `[N, top]`. A
+        content that is no such file, or corrupt, or larger than `bitlib.images.MAX_PIXELS`, is an
+        `InvalidArgumentError`, for the whole batch.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    card, names = check(model, top)
+    count = min(top, len(names))
+    spec = tf.TensorSpec((card.resolution, card.resolution, 3), tf.float32)
+    turn = tf.sigmoid if card.activation == "sigmoid" else tf.nn.softmax
+
+    def prepared(content):
+        image = prepare(content, card) / 127.5 - 1
+        return image if tuple(input_range) == (-1, 1) else (image + 1) / 2
+
+    def classify(image_bytes):
+        logits = compute(tf.map_fn(prepared, image_bytes, fn_output_signature=spec))["logits"]
+        classes = tf.math.top_k(logits, count).indices
+        probabilities = tf.gather(turn(tf.cast(logits, tf.float64)), classes, batch_dims=1)
+        return {
+            "probabilities": tf.cast(probabilities, tf.float32),
+            "names": tf.gather(tf.constant(names), classes),
+            "classes": classes,
+        }
+
+    return tf.function(classify, input_signature=[CONTENTS])
+
+
+def check(model: BiT, top: int) -> tuple[Card, tuple[str, ...]]:
+    """The card of a model and the names of its classes, if a `signature` can be made of it.
+
+    Nothing is downloaded. The names are those that the card carries, or those of its list if that is on this
+    machine; a model without either has `class 0`, `class 1`, …
+
+    Raises:
+        ValueError: the model has no head or no card, its class list is not on this machine, or `top` is
+            below 1.
+    """
+    if model.num_classes is None:
+        raise ValueError("serving_bytes: expected a model with a head, this one gives features")
+    if model.card is None:
+        raise ValueError(
+            "serving_bytes: expected a model with a card, which says how to preprocess pictures; "
+            "bitlib.load gives one"
+        )
+    if top < 1:
+        raise ValueError(f"top: expected at least 1, received {top}")
+    card = model.card
+    if card.labels and not card.class_names and not labels.are_here(card.labels):
+        names: tuple[str, ...] = ()
+        reason = f"{card.labels} is not on this machine; bitlib.labels.names({card.labels!r}) gets it"
+    else:
+        names, reason = labels.of_card(card, model.num_classes)
+    if reason and card.labels:
+        raise ValueError(
+            f"serving_bytes: no names of classes: {reason}; or name them yourself: "
+            "model.card = dataclasses.replace(model.card, class_names=(...))"
+        )
+    return card, names
+
+
+def prepare(content: Tensor, card: Card) -> Tensor:
+    """As `bitlib.images.prepare`, of a file's content, a string `[]`: float32 `[resolution, resolution, 3]`,
+    levels in [0, 255]."""
+    levels = tf.ensure_shape(turned(decoded(content), orientation(content)), (None, None, 3))
+    size = (card.resolution, card.resolution)
+    if card.short_side:
+        sides = tf.cast(tf.shape(levels)[:2], tf.float64)
+        sides = tf.round(sides * (card.short_side / tf.reduce_min(sides)))
+        size = tf.maximum(tf.cast(sides, tf.int32), card.short_side)
+    few = tf.reduce_prod(tf.cast(size, tf.int64)) <= MAX_PIXELS
+    with _provided(few, f"a picture is too long for a short side of {card.short_side}"):
+        resized = tf.image.resize(levels, size, "bilinear", antialias=card.antialias)
+    top, left = tf.unstack((tf.shape(resized)[:2] - card.resolution) // 2)
+    return tf.ensure_shape(
+        resized[top : top + card.resolution, left : left + card.resolution],
+        (card.resolution, card.resolution, 3),
+    )
+
+
+def decoded(content: Tensor) -> Tensor:
+    """The content of a JPEG or PNG file, a string `[]` -> uint8 `[H, W, 3]`, transparency laid on white."""
+    is_png = tf.strings.substr(content, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    with _provided(is_png | tf.io.is_jpeg(content), "a picture is neither a JPEG nor a PNG"):
+        pixels = _pixels(content, is_png)
+    with _provided(pixels <= MAX_PIXELS, f"a picture is larger than {MAX_PIXELS:,} pixels"):
+        return tf.cond(is_png, lambda: _from_png(content), lambda: _from_jpeg(content))
+
+
+def _provided(condition, trouble: str):
+    """A context whose operations run only if a condition holds; where it does not, the trouble is raised."""
+    return tf.control_dependencies([tf.debugging.Assert(condition, [f"image_bytes: {trouble}"])])
+
+
+def _pixels(content, is_png) -> Tensor:
+    """Height times width, as the file's header has them."""
+
+    def of_png():
+        header = tf.io.decode_raw(tf.strings.substr(content + b"\0" * 24, 16, 8), tf.uint8)
+        return tf.reduce_prod(_number(tf.reshape(header, (2, 4)), True))
+
+    def of_jpeg():
+        return tf.reduce_prod(tf.image.extract_jpeg_shape(content, tf.int64)[:2])
+
+    return tf.cond(is_png, of_png, of_jpeg)
+
+
+def _from_jpeg(content) -> Tensor:
+    # As Pillow computes the cosine transform; TensorFlow's default is faster, and differs in the last digit.
+    return tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def _from_png(content) -> Tensor:
+    # Channels as they are: where TensorFlow adds an alpha to pictures of less than 8 bits, it is nearly zero.
+    levels = tf.io.decode_png(content)
+    channels = tf.shape(levels)[2]
+    colours = channels - 1 + channels % 2
+    alpha = tf.cond(colours < channels, lambda: tf.cast(levels[..., -1:], tf.float32) / 255, lambda: 1.0)
+    levels = tf.cast(levels[..., :colours], tf.float32) * alpha + 255 * (1 - alpha)
+    shape = tf.concat([tf.shape(levels)[:2], [3]], 0)
+    return tf.cast(tf.round(tf.broadcast_to(levels, shape)), tf.uint8)
+
+
+def turned(levels: Tensor, orientation: Tensor) -> Tensor:
+    """A picture `[H, W, 3]` as EXIF's orientation, 1 to 8, says that it is to be seen."""
+
+    def where(orientations, change):
+        nonlocal levels
+        chosen = tf.reduce_any(orientation == tf.constant(orientations, orientation.dtype))
+        levels = tf.cond(chosen, lambda: change(levels), lambda: levels)
+
+    where((5, 6, 7, 8), lambda x: tf.transpose(x, (1, 0, 2)))
+    where((2, 3, 6, 7), lambda x: x[:, ::-1])
+    where((3, 4, 7, 8), lambda x: x[::-1])
+    return levels
+
+
+def orientation(content: Tensor) -> Tensor:
+    """The orientation, int64 1 to 8, in the EXIF data of a JPEG or PNG file; 1 where it has none.
+
+    The data are a TIFF file: its byte order, the place of its first folder, and in that entries of twelve
+    bytes (tag, type, number of values, value). They stand near the beginning of a picture, behind a mark.
+    """
+    head = tf.strings.substr(content, 0, 1 << 17)
+    mark = tf.where(tf.io.is_jpeg(content), b"Exif\0\0", b"eXIf")
+    data = tf.concat([tf.strings.split(head, mark, maxsplit=1), [b""]], 0)[1]
+    data = tf.cast(tf.io.decode_raw(data + b"\0" * 16, tf.uint8), tf.int64)
+    from_high = data[0] == ord("M")
+    folder = tf.minimum(_number(data[4:8], from_high), tf.size(data, tf.int64) - 2)
+    count = _number(data[folder : folder + 2], from_high)
+    entries = data[folder + 2 : folder + 2 + 12 * count]
+    entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], (-1, 12))
+    is_it = _number(entries[:, :2], from_high) == _ORIENTATION
+    value = tf.reduce_max(tf.where(is_it, _number(entries[:, 8:10], from_high), 1))
+    return tf.where((value >= 1) & (value <= 8), value, 1)
+
+
+_ORIENTATION = 0x0112  # a tag of EXIF
+
+
+def _number(octets, from_high) -> Tensor:
+    """Bytes `[..., n]` as a number each, int64, the high byte first or last."""
+    places = tf.constant(256, tf.int64) ** tf.range(tf.shape(octets)[-1], dtype=tf.int64)
+    places = tf.where(from_high, places[::-1], places)
+    return tf.reduce_sum(tf.cast(octets, tf.int64) * places, -1)
