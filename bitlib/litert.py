@@ -50,8 +50,8 @@ def write(
     """Write a model as a .tflite file for inference, of LiteRT's built-in operations only.
 
     Batch, height and width are dynamic: `resize_tensor_input` sets them before the tensors are allocated, for
-    every precision. Kernels are standardised in the file. The same model gives the same bytes. Converting takes
-    about twelve times the memory of the weights.
+    every precision. Kernels are standardised in the file. The same model gives the same bytes. The
+    conversion takes about twelve times the memory of the weights.
 
     Args:
         model: a `bitlib.model.BiT` that computes in float32.
