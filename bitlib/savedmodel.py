@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +74,26 @@ def export(
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
     _check(input_range, freeze, jit_compile)
+    _replaceable(directory)  # before seconds are spent
+    module, signature = _frozen(model, input_range, jit_compile) if freeze else _reusable(model, input_range)
+    return write(module, signature, directory, modelcard.text(model, input_range, freeze, jit_compile))
+
+
+def write(module: tf.Module, signature: Callable, directory: str | os.PathLike, card: str = "") -> Path:
+    """Write a module with one signature, and a model card if there is any, as `export` does.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: as `export`.
+    """
     directory = _replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    module, signature = _frozen(model, input_range, jit_compile) if freeze else _reusable(model, input_range)
     with replacing(directory, unless=_holds_others_files) as temporary, _without_log():
         tf.saved_model.save(module, str(temporary), signatures={"serving_default": signature})
-        (temporary / "README.md").write_text(modelcard.text(model, input_range, freeze, jit_compile), "utf-8")
+        if card:
+            (temporary / "README.md").write_text(card, "utf-8")
     return directory
 
 
@@ -147,16 +161,36 @@ def _function(model: BiT, input_range):
 
 def _reusable(model: BiT, input_range):
     compute, output = _function(model, input_range)
+    variables, trainable = model.variables, model.trainable_variables
+    return reusable(compute, output, [v.value for v in variables], [v.value for v in trainable])
+
+
+def reusable(
+    compute: Callable,
+    output: str,
+    variables: Sequence[tf.Variable],
+    trainable_variables: Sequence[tf.Variable],
+) -> tuple[tf.Module, Callable]:
+    """A function of images and its variables, as `write` writes them with the reusable interface.
+
+    Args:
+        compute: float32 `[N, H, W, 3]` -> float32 `[N, C]`; in training it does what it does in inference.
+        output: the name of what it returns, in the signature.
+        variables, trainable_variables: all that it uses, and those of them that a training may change.
+
+    Returns:
+        The module, and the signature.
+    """
     signature = tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
     module = _Reusable()
-    # A BiT does in training what it does in inference; both share the signature's graph.
+    # Inference and training share the signature's graph.
     module.__call__ = tf.function(lambda inputs, training=False: signature(inputs)[output])
     # Traced as `save` would trace it; else it would trace all again, and hold both graphs.
     with save_context(tf.saved_model.SaveOptions()):
         for training in (False, True):
             module.__call__.get_concrete_function(INPUTS, training=training)
-    module.variables = [variable.value for variable in model.variables]
-    module.trainable_variables = [variable.value for variable in model.trainable_variables]
+    module.variables = variables
+    module.trainable_variables = trainable_variables
     module.regularization_losses = []
     return module, signature
 
