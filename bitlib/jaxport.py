@@ -79,6 +79,9 @@ def export(arrays: Mapping[str, np.ndarray], directory: str | os.PathLike, head:
     }
     converted, all_of_them = convert(head), list(variables.values())
     module, signature = savedmodel.reusable(
-        lambda images: converted(variables, images), "logits" if head else "features", all_of_them, all_of_them
+        lambda images: converted(variables, images),
+        "logits" if head else "features",
+        all_of_them,
+        all_of_them,
     )
     return savedmodel.write(module, signature, directory)

@@ -25,7 +25,7 @@ def quiet() -> None:
     their graphs anew. Errors are raised and logged as ever.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _stderr_aside(), warnings.catch_warnings():
+    with stderr_aside(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow as tf
 
@@ -35,7 +35,7 @@ def quiet() -> None:
 
 
 @contextmanager
-def _stderr_aside() -> Iterator[None]:
+def stderr_aside() -> Iterator[None]:
     """Whatever this process writes to file descriptor 2, C++ code included, goes nowhere."""
     saved = os.dup(2)
     try:

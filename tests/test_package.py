@@ -124,7 +124,9 @@ def test_the_package_imports_only_its_core_and_names_the_extra_of_anything_else(
         source = path.read_text()
         for project in imported(source) - core - in_kernel.get(path.name, set()):
             (extra,) = (
-                name for name in ("datasets", "tensorboard", "torch") if f"{project}>=" in str(EXTRAS[name])
+                name
+                for name in ("datasets", "jax", "tensorboard", "torch")
+                if f"{project}>=" in str(EXTRAS[name])
             )
             assert f"pip install 'bitlib[{extra}]'" in source, (path.name, project)
 
@@ -148,6 +150,7 @@ OPTIONAL = (
     "tensorboard",
     "IPython",
     "papermill",
+    "jax",
 )
 """What the package must do without."""
 
@@ -174,6 +177,7 @@ def test_installing_the_wheel_alone_brings_its_core_only(wheel):
     extras = re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)
     assert set(extras) == {
         "hub",
+        "jax",
         "tasks",
         "pages",
         "datasets",
