@@ -68,9 +68,10 @@ class TestReference:
 
     @slow
     @pytest.mark.parametrize(
-        "architecture", [Architecture((2, 1, 1, 1), 0.5, 5), Architecture((1, 1, 2, 1), 1, 21)], ids=str
+        ("architecture", "spread"),
+        [(Architecture((2, 1, 1, 1), 0.5, 5), 0.05), (Architecture((1, 1, 2, 1), 1, 21), 3)],
+        ids=str,
     )
-    @pytest.mark.parametrize("spread", [0.05, 3])
     def test_in_float64_it_is_numpys(self, float64, architecture, spread, images):
         arrays = random_arrays(architecture, seed=6, spread=spread)
         expected = reference.forward(arrays, images)
