@@ -23,6 +23,7 @@ _MODULES = (
     "finetune",
     "hyperrule",
     "images",
+    "jaxport",
     "labels",
     "litert",
     "model",

@@ -45,20 +45,35 @@ def reusable(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, C
     """A module to load, call and train further, and its signature; both share one graph."""
     compute, output = function(model, input_range)
     signature = tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
-    return _module(signature, lambda results: results[output], model.variables), signature
+    return callable_as(signature, lambda results: results[output], *_values(model.variables)), signature
 
 
-def _module(signature: Callable, result: Callable, variables: Sequence[keras.Variable]) -> tf.Module:
-    """The reusable module of a signature: to call it gives a part of what the signature gives."""
+def _values(variables: Sequence[keras.Variable]) -> tuple[list[tf.Variable], list[tf.Variable]]:
+    """TensorFlow's variables behind those of Keras: all, and those to train."""
+    return [variable.value for variable in variables], [v.value for v in variables if v.trainable]
+
+
+def callable_as(
+    signature: Callable,
+    result: Callable,
+    variables: Sequence[tf.Variable],
+    trainable_variables: Sequence[tf.Variable],
+) -> tf.Module:
+    """The reusable module of a signature, to be saved with it.
+
+    Args:
+        signature: of `INPUTS`; it does in training what it does in inference, so that both share its graph.
+        result: what the signature gives -> what a call of the module gives.
+        variables, trainable_variables: all that it uses, and those of them that a training may change.
+    """
     module = _Reusable()
-    # A BiT does in training what it does in inference; both share the signature's graph.
     module.__call__ = tf.function(lambda inputs, training=False: result(signature(inputs)))
     # Traced as `save` would trace it; else it would trace all again, and hold both graphs.
     with save_context(tf.saved_model.SaveOptions()):
         for training in (False, True):
             module.__call__.get_concrete_function(INPUTS, training=training)
-    module.variables = [variable.value for variable in variables]
-    module.trainable_variables = [variable.value for variable in variables if variable.trainable]
+    module.variables = list(variables)
+    module.trainable_variables = list(trainable_variables)
     module.regularization_losses = []
     return module
 
@@ -73,7 +88,7 @@ def stages(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Cal
     signature = tf.function(compute, input_signature=[INPUTS])
     layers: list[keras.Layer] = [model.root, *chain(*model.blocks)]
     used = [variable for layer in layers for variable in layer.variables]
-    return _module(signature, lambda results: results, used), signature
+    return callable_as(signature, lambda results: results, *_values(used)), signature
 
 
 def frozen(model: BiT, input_range: tuple[float, float], jit_compile: bool) -> tuple[tf.Module, Callable]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import logging
 import os
 import platform
 import textwrap
@@ -32,6 +33,7 @@ def quiet() -> None:
         import tensorflow as tf
 
         tf.get_logger().setLevel("ERROR")
+        logging.getLogger("absl").setLevel("ERROR")  # where TensorFlow warns of second derivatives
         with suppress(ImportError):  # a page that needs it says so at its own import
             import tensorflow_hub  # noqa: F401
 

@@ -648,3 +648,57 @@ def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str)
     )
     fig.alt = f"{title}, means with intervals. {listed}."
     return fig
+
+
+def saliency(pictures: Sequence, gradients: Sequence, titles: Sequence[str]) -> Figure:
+    """Pictures, and below each how much every pixel would move an output: the size of its gradient.
+
+    Args:
+        pictures: images, uint8 or float in [-1, 1].
+        gradients: for each, the derivatives of one output by its values, float `[H, W, 3]`.
+        titles: for each, what to write above it.
+    """
+    side = min(2.0, WIDTH / len(pictures))
+    fig, axes = _grid(2, len(pictures), (side * len(pictures), 2 * side + 0.4))
+    where = []
+    for column, (picture, gradient, title) in enumerate(zip(pictures, gradients, titles, strict=True)):
+        size = np.abs(np.asarray(gradient)).max(axis=-1)
+        _picture(axes[0, column], picture, title)
+        axes[1, column].imshow(size, cmap="magma")
+        row, place = np.unravel_index(size.argmax(), size.shape)
+        where.append(f"{title}: row {row}, column {place}".replace("\n", " "))
+    fig.alt = "Pictures above maps of the size of the gradient, which is largest at " + "; ".join(where) + "."
+    return fig
+
+
+def durations(values: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Times as bars on a logarithmic scale: a row for what was timed, in it a bar for each way.
+
+    Args:
+        values: by row, then by way: seconds.
+    """
+    ways = list(dict.fromkeys(way for row in values.values() for way in row))
+    fig, ax = _figure(size=(WIDTH, 1.3 + 0.3 * len(ways) * len(values)))
+    for number, way in enumerate(ways):
+        places = np.arange(len(values)) + 0.8 * ((number + 0.5) / len(ways) - 0.5)
+        seconds = [1000 * row.get(way, np.nan) for row in values.values()]
+        ax.barh(places, seconds, 0.7 / len(ways), color=(BLUE, ORANGE, GREEN)[number], label=way)
+        for place, milliseconds in zip(places, seconds, strict=True):
+            if np.isfinite(milliseconds):
+                ax.text(1.05 * milliseconds, place, _spoken(milliseconds), va="center", fontsize=8)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.set_xlim(None, 3 * ax.get_xlim()[1])
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(ways), frameon=False)
+    _plain(ax, title, "milliseconds (logarithmic)")
+    listed = "; ".join(
+        f"{name}: " + ", ".join(f"{way} {_spoken(1000 * seconds)}" for way, seconds in row.items())
+        for name, row in values.items()
+    )
+    fig.alt = f"{title}, bars of the time on a logarithmic scale. {listed}."
+    return fig
+
+
+def _spoken(milliseconds: float) -> str:
+    return f"{milliseconds:.2g} ms" if milliseconds < 100 else f"{milliseconds / 1000:.2g} s"

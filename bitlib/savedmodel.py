@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +107,6 @@ def _write(
 ) -> Path:
     if serving_bytes:
         serving.check(model, top)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     if freeze:
         module, signature = graphs.frozen(model, input_range, jit_compile)
     else:
@@ -115,10 +114,28 @@ def _write(
     signatures = {"serving_default": signature}
     if serving_bytes:
         signatures["serving_bytes"] = serving.signature(signature, model, input_range, top)
+    card = modelcard.text(model, input_range, freeze, jit_compile, serving_bytes, stages)
+    return write(module, signatures, directory, card)
+
+
+def write(
+    module: tf.Module, signatures: dict[str, Callable], directory: str | os.PathLike, card: str = ""
+) -> Path:
+    """Write a module with its signatures, and a model card if there is any, as `export` does.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: as `export`.
+    """
+    _check_replaceable(directory)
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     with replacing(directory, unless=_holds_others_files) as temporary, _without_log():
         tf.saved_model.save(module, str(temporary), signatures=signatures)
-        card = modelcard.text(model, input_range, freeze, jit_compile, serving_bytes, stages)
-        (temporary / "README.md").write_text(card, "utf-8")
+        if card:
+            (temporary / "README.md").write_text(card, "utf-8")
     return directory
 
 

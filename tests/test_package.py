@@ -125,7 +125,7 @@ def test_the_package_imports_only_its_core_and_names_the_extra_of_anything_else(
         for project in imported(source) - core - in_kernel.get(path.name, set()):
             (extra,) = (
                 name
-                for name in ("datasets", "onnx", "tensorboard", "torch", "litert")
+                for name in ("datasets", "jax", "litert", "onnx", "tensorboard", "torch")
                 if f"{project}>=" in str(EXTRAS[name])
             )
             assert f"pip install 'bitlib[{extra}]'" in source, (path.name, project)
@@ -152,6 +152,7 @@ OPTIONAL = (
     "ai_edge_litert",
     "IPython",
     "papermill",
+    "jax",
 )
 """What the package must do without."""
 
@@ -178,6 +179,7 @@ def test_installing_the_wheel_alone_brings_its_core_only(wheel):
     extras = re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)
     assert set(extras) == {
         "hub",
+        "jax",
         "tasks",
         "pages",
         "datasets",

@@ -293,6 +293,33 @@ class TestDistillation:
         assert "matched on " in page
 
 
+class TestJax:
+    @pytest.fixture(autouse=True)
+    def quickly_compiled(self, monkeypatch):
+        """Most of this page's time is XLA's, which a kernel asked for slower code saves half of."""
+        pytest.importorskip("jax")
+        monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+    def test_pictures_of_ones_own_at_another_resolution(self, papermilled, photos, tmp_path):
+        page = papermilled("07", images=str(photos), resolution=48, output="elsewhere")
+        assert "4 pictures: china.jpg, flower.jpg, grey_china.png, grey_flower.png" in page
+        assert (tmp_path / "elsewhere" / "BiT-XS-R14x0.5" / "jax" / "1" / "saved_model.pb").is_file()
+
+    def test_another_depth_and_width(self, papermilled, deep_npz):
+        page = papermilled("07", checkpoint=str(deep_npz), resolution=32)
+        assert "deep: 60 arrays, 21 classes, 32 pixels" in page
+        assert page.count("hub.KerasLayer trains every variable") == 2
+
+    def test_a_published_model(self, run, published):
+        page = run("07", checkpoint="R50x1_160", resolution=32)
+        assert "R50x1_160: 45 arrays, 1000 classes, 32 pixels" in page
+
+    def test_without_jax_it_says_how_to_get_it(self, run, monkeypatch):
+        monkeypatch.setitem(sys.modules, "jax", None)
+        with pytest.raises(ImportError, match=r"pip install 'bitlib\[jax\]'"):
+            run("07")
+
+
 @pytest.mark.parametrize(
     "value", [["a", "b"], ("a", "b"), "[a, b]", "['a', 'b']", '["a", "b"]', "a, b", "a,b,"]
 )

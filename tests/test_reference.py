@@ -98,26 +98,6 @@ class TestDisagreement:
             assert reference.disagreement(model, small_arrays) < 1e-5
 
 
-class TestJax:
-    """The same lines in another namespace."""
-
-    @pytest.fixture
-    def jax(self):
-        return pytest.importorskip("jax", reason="JAX is not installed; pip install jax to run this test")
-
-    def test_it_jits_and_agrees(self, jax, small_arrays, images):
-        forward = jax.jit(lambda arrays, x: reference.forward(arrays, x, xp=jax.numpy))
-        expected = reference.forward(small_arrays, images)
-        found = forward(small_arrays, images)
-        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-
-    def test_it_differentiates(self, jax, small_arrays, images):
-        total = lambda arrays: reference.forward(arrays, images, xp=jax.numpy).sum()  # noqa: E731
-        gradients = jax.grad(total)(small_arrays)
-        assert all(np.isfinite(gradient).all() for gradient in gradients.values())
-        assert all(np.abs(gradient).max() > 0 for gradient in gradients.values())
-
-
 def test_every_step_is_of_the_namespace(small_arrays, images):
     """Whatever is computed is asked of `xp`: a namespace that counts its calls sees them all."""
 

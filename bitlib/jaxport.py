@@ -1,0 +1,86 @@
+"""From arrays to a SavedModel without Keras: the NumPy reference, traced by JAX and converted by jax2tf."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from bitlib import graphs, reference, savedmodel
+from bitlib.layout import HEAD, check, infer, layout
+
+SHAPES = "(batch, height, width, 3)"
+"""The images, for jax2tf: what has a name is of any size when the converted function is called."""
+
+
+def convert(head: bool = True) -> Callable:
+    """The reference as a function of TensorFlow: arrays by name and images -> logits.
+
+    TensorFlow runs it as one operation, `XlaCallModule`, which XLA compiles for each new shape of images.
+
+    Args:
+        head: whether to apply the classifier.
+
+    Returns:
+        A function of a dictionary of tensors or variables, with the published names, and of images, float32
+        `[N, H, W, 3]` in [-1, 1]; it is differentiable in both. It gives float32 `[N, num_classes]`, or
+        `[N, channels]` pooled features without the head.
+
+    Raises:
+        ImportError: JAX is missing.
+    """
+    try:
+        import jax
+        from jax.experimental import jax2tf
+    except ImportError as error:
+        raise ImportError("the way through JAX needs it: pip install 'bitlib[jax]'") from error
+
+    def forward(arrays, images):
+        return reference.forward(arrays, images, head, xp=jax.numpy)
+
+    converted = jax2tf.convert(forward, polymorphic_shapes=[None, SHAPES])
+    # Else TensorFlow rewrites all of JAX's own Python, function by function: that takes ten times as long.
+    return tf.autograph.experimental.do_not_convert(converted)
+
+
+def export(arrays: Mapping[str, np.ndarray], directory: str | os.PathLike, head: bool = True) -> Path:
+    """Write arrays and the reference as a reusable SavedModel with dynamic batch, height and width.
+
+    It has what `bitlib.export` writes, but for the model card: the same call, variables that train, and the
+    same signature.
+
+    Args:
+        arrays: a checkpoint's arrays by their published names, as `bitlib.checkpoint.read` gives.
+        directory: the folder to write; its parents are made. An earlier SavedModel there is replaced.
+        head: whether to apply the classifier; without it, its arrays are left out.
+
+    Returns:
+        The folder. Its signature takes `inputs`, float32 `[N, H, W, 3]` in [-1, 1], and gives `logits`
+        `[N, num_classes]`, or `features` `[N, channels]` without the head.
+
+    Raises:
+        ImportError: JAX is missing.
+        CheckpointError: names or shapes are not those of a BiT.
+        ValueError: there is no head to apply.
+        FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's.
+    """
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
+    architecture = infer(shapes)
+    check(shapes, layout(architecture))
+    if head and architecture.num_classes is None:
+        raise ValueError("head: expected False for arrays without a classifier, received True")
+    variables = {
+        name: tf.Variable(arrays[name], name=name, dtype=tf.float32)
+        for name in shapes
+        if head or name not in HEAD
+    }
+    converted, output = convert(head), "logits" if head else "features"
+    signature = tf.function(
+        lambda inputs: {output: converted(variables, inputs)}, input_signature=[graphs.INPUTS]
+    )
+    everything = list(variables.values())
+    module = graphs.callable_as(signature, lambda results: results[output], everything, everything)
+    return savedmodel.write(module, {"serving_default": signature}, directory)
