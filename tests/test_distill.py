@@ -1,5 +1,9 @@
 """Function matching: same pixels for both, no label, the loss of a NumPy line, resumed to the bit."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -283,3 +287,39 @@ class TestRefusals:
     def test_integers_are_no_pictures(self, images):
         with pytest.raises(ValueError, match=r"^images: "):
             distill.match(small(0), small(1), (images * 127).astype("int8"), **HOW)
+
+
+REPLICAS = """
+import sys
+import keras
+import numpy as np
+import tensorflow as tf
+from bitlib import distill
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+images = np.random.default_rng(0).uniform(-1, 1, (24, 36, 36, 3)).astype("float32")
+def network(seed):
+    keras.utils.set_random_seed(seed)
+    layers = [keras.Input((None, None, 3)), keras.layers.Conv2D(8, 3, 2, activation="relu")]
+    return keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5)])
+def matched():
+    teacher, student = network(0), network(1)
+    before = student.get_weights()
+    history = distill.match(teacher, student, images, 5, batch_size=8, learning_rate=0.1, verbose=0)
+    return history.loss, student.get_weights(), before
+loss, weights, before = matched()
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    shared_loss, shared, _ = matched()
+np.testing.assert_allclose(shared_loss, loss, rtol=1e-4)
+for ours, one, start in zip(shared, weights, before, strict=True):
+    assert np.abs(one - start).max() > 0.01
+    np.testing.assert_allclose(ours, one, atol=1e-3 * np.abs(one - start).max())
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_give_what_one_gives():
+    command = [sys.executable, "-c", REPLICAS]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
