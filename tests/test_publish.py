@@ -139,6 +139,7 @@ def run(python, page, tmp_path, cells=None, **environment):
 
 
 def test_at_home_nothing_is_installed(bare, page, tmp_path):
+    (tmp_path / "bitlib").mkdir()  # as an editable install leaves one behind: it is no package
     done = run(bare, page, tmp_path, cells=1)
     assert "ModuleNotFoundError: bitlib is not installed; README.md says how" in done.stderr
 
