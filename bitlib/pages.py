@@ -33,7 +33,7 @@ def quiet() -> None:
         tf.get_logger().setLevel("ERROR")
         with suppress(ImportError):  # a page that needs it says so at its own import
             import tensorflow_hub  # noqa: F401
-    # Not by the level, which TensorFlow sets again when it saves: what comes through JAX has no second derivatives.
+    # Not by the level, which saving resets: what comes through JAX has no second derivatives.
     logging.getLogger("absl").addFilter(lambda record: "unsaved custom gradients" not in str(record.msg))
 
 
