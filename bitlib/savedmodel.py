@@ -174,9 +174,9 @@ def reusable(
     """A function of images and its variables, as `write` writes them with the reusable interface.
 
     Args:
-        compute: float32 `[N, H, W, 3]` -> float32 `[N, C]`; in training it does what it does in inference.
+        compute: float32 `[N, H, W, 3]` -> float32 `[N, C]`, in training as in inference.
         output: the name of what it returns, in the signature.
-        variables, trainable_variables: all that it uses, and those of them that a training may change.
+        variables, trainable_variables: all that it uses, and those that a training may change.
 
     Returns:
         The module, and the signature.

@@ -18,7 +18,6 @@ from tests.test_savedmodel import (  # noqa: F401
     test_hub_load,
     test_hub_trains_every_weight,
     test_keras_tfsm_layer,
-    test_saved_model_cli_shows_a_clear_signature,
     test_tf_saved_model,
 )
 
@@ -84,6 +83,7 @@ class TestReference:
         """By every array; along its own gradient the sum of logits has the slope that steps in NumPy show."""
         gradients = jax.jit(jax.grad(lambda arrays: forward(arrays, images).sum()))(small_arrays)
         for name, gradient in gradients.items():
+            gradient = np.asarray(gradient, float)
             length = np.linalg.norm(gradient)
             assert length > 0, name
             steps = [small_arrays[name] + sign * 1e-6 * gradient / length for sign in (-1, 1)]
