@@ -62,9 +62,9 @@ def callable_as(
     """The reusable module of a signature, to be saved with it.
 
     Args:
-        signature: of `INPUTS`; it does in training what it does in inference, so that both share its graph.
+        signature: of `INPUTS`; in training it does what it does in inference: one graph serves.
         result: what the signature gives -> what a call of the module gives.
-        variables, trainable_variables: all that it uses, and those of them that a training may change.
+        variables, trainable_variables: all that it uses, and those that a training may change.
     """
     module = _Reusable()
     module.__call__ = tf.function(lambda inputs, training=False: result(signature(inputs)))

@@ -12,6 +12,8 @@ import tensorflow as tf
 from bitlib import graphs, reference, savedmodel
 from bitlib.layout import HEAD, check, infer, layout
 
+Arrays = Mapping[str, np.ndarray]
+
 SHAPES = "(batch, height, width, 3)"
 """The images, for jax2tf: what has a name is of any size when the converted function is called."""
 
@@ -19,15 +21,15 @@ SHAPES = "(batch, height, width, 3)"
 def convert(head: bool = True) -> Callable:
     """The reference as a function of TensorFlow: arrays by name and images -> logits.
 
-    TensorFlow runs it as one operation, `XlaCallModule`, which XLA compiles for each new shape of images.
+    TensorFlow runs it as one operation, `XlaCallModule`, which XLA compiles for each new shape.
 
     Args:
         head: whether to apply the classifier.
 
     Returns:
-        A function of a dictionary of tensors or variables, with the published names, and of images, float32
-        `[N, H, W, 3]` in [-1, 1]; it is differentiable in both. It gives float32 `[N, num_classes]`, or
-        `[N, channels]` pooled features without the head.
+        A function of a dictionary of tensors or variables, with the published names, and of
+        images, float32 `[N, H, W, 3]` in [-1, 1]; it is differentiable in both. It gives float32
+        `[N, num_classes]`, or `[N, channels]` pooled features without the head.
 
     Raises:
         ImportError: JAX is missing.
@@ -42,30 +44,31 @@ def convert(head: bool = True) -> Callable:
         return reference.forward(arrays, images, head, xp=jax.numpy)
 
     converted = jax2tf.convert(forward, polymorphic_shapes=[None, SHAPES])
-    # Else TensorFlow rewrites all of JAX's own Python, function by function: that takes ten times as long.
+    # Else TensorFlow rewrites JAX's own Python, function by function: five times as slow.
     return tf.autograph.experimental.do_not_convert(converted)
 
 
-def export(arrays: Mapping[str, np.ndarray], directory: str | os.PathLike, head: bool = True) -> Path:
-    """Write arrays and the reference as a reusable SavedModel with dynamic batch, height and width.
+def export(arrays: Arrays, directory: str | os.PathLike, head: bool = True) -> Path:
+    """Write arrays and the reference as a reusable SavedModel, with dynamic batch, height, width.
 
-    It has what `bitlib.export` writes, but for the model card: the same call, variables that train, and the
-    same signature.
+    It has what `bitlib.export` writes, but for the model card: the same call, variables that
+    train, and the same signature.
 
     Args:
         arrays: a checkpoint's arrays by their published names, as `bitlib.checkpoint.read` gives.
-        directory: the folder to write; its parents are made. An earlier SavedModel there is replaced.
+        directory: the folder to write; its parents are made. An earlier SavedModel there is
+            replaced.
         head: whether to apply the classifier; without it, its arrays are left out.
 
     Returns:
-        The folder. Its signature takes `inputs`, float32 `[N, H, W, 3]` in [-1, 1], and gives `logits`
-        `[N, num_classes]`, or `features` `[N, channels]` without the head.
+        The folder. Its signature takes `inputs`, float32 `[N, H, W, 3]` in [-1, 1], and gives
+        `logits` `[N, num_classes]`, or `features` `[N, channels]` without the head.
 
     Raises:
         ImportError: JAX is missing.
         CheckpointError: names or shapes are not those of a BiT.
         ValueError: there is no head to apply.
-        FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's.
+        FileExistsError: `directory` is a file, or holds what is not a SavedModel's.
     """
     shapes = {name: np.shape(array) for name, array in arrays.items()}
     architecture = infer(shapes)
@@ -77,10 +80,12 @@ def export(arrays: Mapping[str, np.ndarray], directory: str | os.PathLike, head:
         for name in shapes
         if head or name not in HEAD
     }
-    converted, output = convert(head), "logits" if head else "features"
-    signature = tf.function(
-        lambda inputs: {output: converted(variables, inputs)}, input_signature=[graphs.INPUTS]
-    )
-    everything = list(variables.values())
-    module = graphs.callable_as(signature, lambda results: results[output], everything, everything)
+    converted, every = convert(head), list(variables.values())
+    output = "logits" if head else "features"
+
+    @tf.function(input_signature=[graphs.INPUTS])
+    def signature(inputs):
+        return {output: converted(variables, inputs)}
+
+    module = graphs.callable_as(signature, lambda results: results[output], every, every)
     return savedmodel.write(module, {"serving_default": signature}, directory)

@@ -33,9 +33,10 @@ def quiet() -> None:
         import tensorflow as tf
 
         tf.get_logger().setLevel("ERROR")
-        logging.getLogger("absl").setLevel("ERROR")  # where TensorFlow warns of second derivatives
         with suppress(ImportError):  # a page that needs it says so at its own import
             import tensorflow_hub  # noqa: F401
+    # Not by the level, which saving resets: what comes through JAX has no second derivatives.
+    logging.getLogger("absl").addFilter(lambda record: "unsaved custom gradients" not in str(record.msg))
 
 
 @contextmanager

@@ -656,17 +656,17 @@ def saliency(pictures: Sequence, gradients: Sequence, titles: Sequence[str]) -> 
     Args:
         pictures: images, uint8 or float in [-1, 1].
         gradients: for each, the derivatives of one output by its values, float `[H, W, 3]`.
-        titles: for each, what to write above it.
+        titles: for each, the class whose output it is.
     """
     side = min(2.0, WIDTH / len(pictures))
-    fig, axes = _grid(2, len(pictures), (side * len(pictures), 2 * side + 0.4))
+    fig, axes = _grid(2, len(pictures), (side * len(pictures), 2 * side + 0.6))
     where = []
     for column, (picture, gradient, title) in enumerate(zip(pictures, gradients, titles, strict=True)):
         size = np.abs(np.asarray(gradient)).max(axis=-1)
-        _picture(axes[0, column], picture, title)
+        _picture(axes[0, column], picture, _wrapped(title))
         axes[1, column].imshow(size, cmap="magma")
         row, place = np.unravel_index(size.argmax(), size.shape)
-        where.append(f"{title}: row {row}, column {place}".replace("\n", " "))
+        where.append(f"{shorten(title)}: row {row}, column {place}")
     fig.alt = "Pictures above maps of the size of the gradient, which is largest at " + "; ".join(where) + "."
     return fig
 
