@@ -548,12 +548,15 @@ def gallery(pictures: Sequence, titles: Sequence[str], columns: int = 8) -> Figu
     return fig
 
 
-def learning_curves(histories: Mapping[str, History], boundaries: Sequence[int] = ()) -> Figure:
+def learning_curves(
+    histories: Mapping[str, History], boundaries: Sequence[int] = (), loss: str = "cross-entropy"
+) -> Figure:
     """Loss of the training batches, and accuracy on the pictures set aside, against steps.
 
     Args:
         histories: by title, as `bitlib.finetune.fit` returns them, validated now and then.
         boundaries: steps to mark, those at which the rate falls.
+        loss: what it is.
     """
     fig, (left, right) = _figure(1, 2, (WIDTH, 3.2))
     styles = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (PURPLE, "-."))
@@ -566,7 +569,7 @@ def learning_curves(histories: Mapping[str, History], boundaries: Sequence[int] 
     left.set_yscale("log")
     left.legend(frameon=False, fontsize=8)
     right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _plain(left, "Loss while training", "step", "cross-entropy (nats)")
+    _plain(left, "Loss while training", "step", f"{loss} (nats)")
     _plain(right, "Accuracy on pictures set aside", "step", "accuracy")
     ends = ", ".join(
         f"{title} {history.validation_accuracy[-1]:.0%}"
