@@ -194,7 +194,7 @@ def standardization(kernel, standardized) -> Figure:
         )
     span = max(np.abs(axes[0].get_xlim()))
     axes[0].set(xlim=(-span, span), ylim=(0, 1.1 * axes[0].get_ylim()[1]))
-    axes[0].locator_params(axis="x", nbins=4)
+    axes[0].locator_params(axis="x", nbins=5)
     axes[1].set(xlim=(-1, 1), ylim=(0, 2))
     fig.alt = (
         "Two scatter plots of mean against standard deviation, a dot for each filter: scattered as stored, "
