@@ -705,3 +705,33 @@ def durations(values: Mapping[str, Mapping[str, float]], title: str) -> Figure:
 
 def _spoken(milliseconds: float) -> str:
     return f"{milliseconds:.2g} ms" if milliseconds < 100 else f"{milliseconds / 1000:.2g} s"
+
+
+def measures(panels: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Bars of several quantities for the same names: a panel for each quantity, a row for each name.
+
+    Args:
+        panels: by quantity, with its unit, then by name: a number above 0. At most four quantities.
+    """
+    names = list(dict.fromkeys(name for values in panels.values() for name in values))
+    size = (WIDTH, 1.1 + 0.32 * len(names))
+    fig, axes = _figure(1, len(panels), size, squeeze=False, sharey=True)
+    for ax, colour, (quantity, values) in zip(
+        axes.flat, (BLUE, ORANGE, GREEN, PURPLE), panels.items(), strict=False
+    ):
+        rows = [names.index(name) for name in values]
+        ax.barh(rows, list(values.values()), 0.7, color=colour)
+        for row, value in zip(rows, values.values(), strict=True):
+            ax.text(value, row, f" {value:.3g}", va="center", fontsize=8)
+        ax.set_xlim(0, 1.3 * max(values.values()))
+        ax.locator_params(axis="x", nbins=4)
+        _plain(ax, x=quantity)
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].invert_yaxis()
+    fig.suptitle(title)
+    listed = "; ".join(
+        f"{quantity}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+        for quantity, values in panels.items()
+    )
+    fig.alt = f"{title}, bars. {listed}."
+    return fig

@@ -320,6 +320,36 @@ class TestJax:
             run("07")
 
 
+class TestOutOfTheNotebook:
+    """In float32 every way agrees with the live model: the page's own assertions say so."""
+
+    def test_another_task_and_resolution(self, papermilled, tmp_path):
+        page = papermilled("08", images="faces", shots=5, seed=3, steps=4, resolution=32, output="elsewhere")
+        assert "BiT-XS-R14x0.5 on faces, 2 classes\n10 pictures to learn from, " in page
+        assert "scale: frozen, compiled, ONNX Runtime, OpenVINO, LiteRT float32\n" in page
+        assert "a text: InvalidArgumentError, a picture is neither a JPEG nor a PNG\n" in page
+        assert "the next request: answered as before" in page
+        exported = tmp_path / "elsewhere" / "BiT-XS-R14x0.5"
+        assert {"tuned.npz", "tuned.onnx", "int8.tflite"} <= {path.name for path in exported.iterdir()}
+
+    def test_a_folder_and_another_checkpoint(self, run, letters, wide_npz):
+        page = run("08", checkpoint=str(wide_npz), images=str(letters), shots=4, steps=4, resolution=32)
+        assert "12 pictures to learn from, 30 others to test on" in page
+        assert "the same names, and the same probabilities to 1e-4" in page
+        assert page.count("| LiteRT int8 |") == 2
+
+    def test_what_is_missing_is_named_and_left_out(self, run, letters, wide_npz, monkeypatch):
+        for package in ("onnx", "onnxruntime", "openvino", "ai_edge_litert"):
+            monkeypatch.setitem(sys.modules, package, None)
+        page = run("08", checkpoint=str(wide_npz), images=str(letters), shots=2, steps=4, resolution=32)
+        assert "ONNX Runtime: left out; pip install 'bitlib[onnx]' onnxruntime\n" in page
+        assert "OpenVINO: left out; pip install 'bitlib[onnx]' openvino\n" in page
+        assert "LiteRT: left out; pip install 'bitlib[litert]'\n" in page
+        assert "scale: frozen, compiled\n" in page
+        assert "left out: ONNX Runtime is not here" in page
+        assert "| LiteRT" not in page
+
+
 @pytest.mark.parametrize(
     "value", [["a", "b"], ("a", "b"), "[a, b]", "['a', 'b']", '["a", "b"]', "a, b", "a,b,"]
 )

@@ -61,6 +61,9 @@ FIGURES = {
     "durations": lambda: plots.durations(
         {"convert": {"JAX": 4.0, "Keras": 0.9}, "call": {"Keras": 0.004}}, "title"
     ),
+    "measures": lambda: plots.measures(
+        {"size (MB)": {"live": 8.1, "LiteRT int8": 2.2}, "speed": {"live": 1.0}}, "title"
+    ),
     "curve": lambda: plots.curve([1, 2, 4], [3, 2, 1], "title", "x (pixels)", "y", 2),
 }
 
