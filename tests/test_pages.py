@@ -44,7 +44,8 @@ def page_called(name):
 @pytest.fixture
 def papermilled(tmp_path):
     """Run a page by papermill in an empty folder -> what it printed and showed. Binder's machines have 2 GB
-    of memory, of which JupyterLab takes a fifth: on the bundled model, a page stays below the rest.
+    of memory, of which JupyterLab takes a fifth: on the bundled model, a page stays below the rest. Page 08
+    does not, where it has three runtimes beside TensorFlow; Binder installs none of them.
     """
 
     def run(page, **parameters):
@@ -57,7 +58,8 @@ def papermilled(tmp_path):
         )  # fmt: skip
         outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
         assert not [output.text for output in outputs if output.get("name") == "stderr"]
-        assert float(outputs[-1].text.split()[1]) < (2400 if "checkpoint" in parameters else 1600)
+        more = "checkpoint" in parameters or page == "08"
+        assert float(outputs[-1].text.split()[1]) < (2400 if more else 1600)
         shown = [output.get("data", {}).get("text/markdown", "") for output in outputs]
         return "".join(output.get("text", "") for output in outputs) + "".join(shown)
 
