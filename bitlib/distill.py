@@ -87,7 +87,7 @@ def plan(
 
 
 def divergence(teacher: tf.Tensor, student: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
-    """KL(teacher ‖ student) of the softmax of logits divided by the temperature (section 3, equation 1).
+    """KL(teacher ‖ student) of the softmax of logits over temperature (section 3, equation 1).
 
     Args:
         teacher, student: logits, float `[N, classes]`.

@@ -85,7 +85,7 @@ def student(num_classes: int, width: int = 16, seed: int = 0) -> keras.Sequentia
 
     Args:
         num_classes: of the teacher.
-        width: channels of the first two convolutions; the next pairs have twice, and four times as many.
+        width: channels of the first pair of convolutions; the next have 2 and 4 times as many.
         seed: of the weights.
     """
     keras.utils.set_random_seed(seed)
@@ -112,7 +112,8 @@ class View(keras.layers.Layer):
         count, height = tf.unstack(tf.shape(pictures)[:2])
         corners = tf.random.uniform((2, count, 1), maxval=height - self.crop + 1, dtype=tf.int32)
         top, left = tf.unstack(corners + tf.range(self.crop))
-        return tf.gather(tf.gather(pictures, top, axis=1, batch_dims=1), left, axis=2, batch_dims=1)
+        rows = tf.gather(pictures, top, axis=1, batch_dims=1)
+        return tf.gather(rows, left, axis=2, batch_dims=1)
 
 
 def resized(pictures: np.ndarray, size: int) -> np.ndarray:
