@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +30,8 @@ NUM_TEST = 1000
 """Pictures set aside, at most."""
 
 
-class Data(NamedTuple):
+@dataclass(frozen=True)
+class Data:
     """Pictures, some of them with labels.
 
     Images are float32 `[N, H, W, 3]` in [-1, 1], half as high and wide again as what the networks see: a crop
