@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -16,6 +17,18 @@ from bitlib.model import BiT
 
 INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")
 """What every export takes."""
+
+
+@contextmanager
+def without_log() -> Iterator[None]:
+    """TensorFlow logs errors alone."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Reusable(tf.Module):

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from bitlib import ops
-from bitlib.graphs import INPUTS, function
+from bitlib.graphs import INPUTS, function, without_log
 from bitlib.inputs import check_input_range
 from bitlib.model import BiT
 from bitlib.progress import stderr_aside
@@ -190,12 +190,6 @@ def _converted(model: BiT, input_range, precision: str, images: np.ndarray | Non
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The converter logs a dozen lines; what fails is raised."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        with stderr_aside(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with without_log(), stderr_aside(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -63,8 +63,7 @@ def text(
         model: what is exported.
         input_range, frozen, compiled, serving_bytes, stages: as `bitlib.export` takes them.
     """
-    card, source = model.card, model.source
-    published = card if source is not None and source.card.name in zoo.names() else None
+    card, source, published = model.card, model.source, _published(model)
     weights = "made here, not loaded from a file"
     if source:
         digest = f", SHA-256 `{source.sha256}`" if source.path.is_file() else ""
@@ -114,9 +113,8 @@ def metadata(model: BiT) -> dict[str, str]:
     if source and source.path.is_file():
         found |= {"source": source.path.name, "source_sha256": source.sha256}
     if card:
-        published = source is not None and source.card.name in zoo.names()
         found |= {"name": card.name, "trained_on": card.trained_on, "preprocessing": _preprocessing(card)}
-        found |= {"licence": card.licence, "citation": card.citation} if published else {}
+        found |= {"licence": card.licence, "citation": card.citation} if _published(model) else {}
         found |= {name: getattr(card, name) for name in ("resolution", "short_side", "antialias")}
     if card and model.num_classes:
         names, missing = labels.of_card(card, model.num_classes)
@@ -128,6 +126,11 @@ def metadata(model: BiT) -> dict[str, str]:
         for name, value in found.items()
         if value is not None
     }
+
+
+def _published(model: BiT) -> zoo.Card | None:
+    """The model's card, if its weights were published."""
+    return model.card if model.source is not None and model.source.card.name in zoo.names() else None
 
 
 def is_one(path: Path) -> bool:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +131,8 @@ def write(
     _check_replaceable(directory)
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(directory, unless=_holds_others_files) as temporary, _without_log():
+    # TensorFlow would log the temporary folder as the place it wrote to.
+    with replacing(directory, unless=_holds_others_files) as temporary, graphs.without_log():
         tf.saved_model.save(module, str(temporary), signatures=signatures)
         if card:
             (temporary / "README.md").write_text(card, "utf-8")
@@ -140,7 +140,7 @@ def write(
 
 
 def _check(
-    directory, input_range, freeze: bool, jit_compile: bool, format: str = "tf_saved_model", options=()
+    directory, input_range, freeze: bool, jit_compile: bool, format: str, options: Mapping[str, Any]
 ) -> None:
     """Whatever can be said before the minutes that a large model takes."""
     if format not in _OPTIONS:
@@ -152,23 +152,10 @@ def _check(
     check_input_range(input_range)
     if jit_compile and not freeze:
         raise ValueError("jit_compile: expected False, or freeze=True beside it; received True alone")
-    options = dict(options)
     if options.get("stages") and (freeze or options.get("serving_bytes")):
         raise ValueError("stages: expected False beside freeze or serving_bytes, received True")
     if format == "tf_saved_model":
         _check_replaceable(directory)
-
-
-@contextmanager
-def _without_log():
-    """TensorFlow would log the temporary folder as the place it wrote to."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _check_replaceable(directory: str | os.PathLike) -> None:
@@ -247,7 +234,7 @@ def port_all(
     """
     targets = [target for source in sources for target in _targets(source)]
     for target in targets:
-        _check(Path(directory, target.folder), target.input_range, freeze, jit_compile)
+        _check(Path(directory, target.folder), target.input_range, freeze, jit_compile, "tf_saved_model", {})
     return (_port(target, Path(directory), freeze, jit_compile) for target in targets)
 
 

@@ -3,7 +3,7 @@
     python scripts/patience.py                       what is missing in the file: nothing, usually
     python scripts/patience.py --output trial.csv --seeds 1 --steps 100
 
-Two CPU cores need about an hour for everything. A run that was stopped goes on with the next row.
+Two CPU cores need about half an hour for everything. A run that was stopped goes on with the next row.
 """
 
 from __future__ import annotations

@@ -290,7 +290,6 @@ class TestRefusals:
 
 
 REPLICAS = """
-import sys
 import keras
 import numpy as np
 import tensorflow as tf
