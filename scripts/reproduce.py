@@ -37,7 +37,8 @@ batch 128 and rate 0.001."""
 
 def strategy_of_machine() -> tf.distribute.Strategy:
     """Several machines if TF_CONFIG names them, a TPU if there is one, else all GPUs of this machine."""
-    if len(json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}).get("worker", [])) > 1:
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    if len([*cluster.get("chief", []), *cluster.get("worker", [])]) > 1:
         return tf.distribute.MultiWorkerMirroredStrategy()
     if "TPU_NAME" in os.environ:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver()

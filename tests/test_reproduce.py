@@ -6,8 +6,28 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
+
+from scripts import reproduce
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "reproduce.py"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "several"),
+    [
+        ({"worker": ["a:1", "b:1"]}, True),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, True),
+        ({"worker": ["a:1"]}, False),
+        ({"chief": ["a:1"]}, False),
+    ],
+)
+def test_a_chief_is_a_machine_too(monkeypatch, jobs, several):
+    monkeypatch.setenv(
+        "TF_CONFIG", json.dumps({"cluster": jobs, "task": {"type": next(iter(jobs)), "index": 0}})
+    )
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda: "several machines")
+    assert (reproduce.strategy_of_machine() == "several machines") == several
 
 
 @pytest.mark.slow
