@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tensorflow.python.eager.context import context
 
-from bitlib import checkpoint, graphs, modelcard, reference, serving, zoo
+from bitlib import checkpoint, graphs, modelcard, onnx, reference, serving, zoo
 from bitlib.checkpoint import CheckpointError, Source
 from bitlib.inputs import check_input_range
 from bitlib.model import BiT
@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 
 _OPTIONS = {
     "tf_saved_model": {"freeze", "jit_compile", "serving_bytes", "top", "stages"},
-    "onnx": {"uint8"},
+    "onnx": {"uint8", "batch_shape"},
     "litert": {"precision", "representative"},
 }
 """What each format can be told; the names of the formats are Keras'."""
@@ -156,6 +156,8 @@ def _check(
         raise ValueError("stages: expected False beside freeze or serving_bytes, received True")
     if format == "tf_saved_model":
         _check_replaceable(directory)
+    elif format == "onnx":
+        onnx.check(input_range, **options)
 
 
 def _check_replaceable(directory: str | os.PathLike) -> None:

@@ -66,7 +66,9 @@ def main() -> int:
         started = time.perf_counter()
         output = folder / (f".{page.name}.partial" if in_place else page.name)
         try:
-            papermill.execute_notebook(str(page), str(output), cwd=str(folder), kernel_name="python3")
+            papermill.execute_notebook(
+                str(page), str(output), cwd=str(folder), kernel_name="python3", coalesce_streams=True
+            )
             executed = nbformat.read(output, 4)
             outcome = "passed"
             if text := complaints(executed):

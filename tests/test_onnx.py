@@ -91,6 +91,24 @@ def test_every_runtime_agrees_with_the_reference(name, tmp_path):
     assert max(errors.values()) < 1e-5, errors
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_files_for_one_shape_agree_with_the_reference(name, tmp_path):
+    arrays, images = CASES[name]
+    has_head = "resnet/head/conv2d/bias" in arrays
+    np.savez(tmp_path / "m.npz", **arrays)
+    model = bitlib.load(tmp_path / "m.npz", head="keep" if has_head else None)
+    batch = images[-1]
+    path = bitlib.export(model, tmp_path / "m.onnx", format="onnx", batch_shape=batch.shape)
+    onnx.checker.check_model(path, full_check=True)
+    expected = reference.forward(arrays, batch, head=has_head)
+    for runtime, run in runtimes(path).items():
+        assert error(run(batch), expected) < 1e-5, runtime
+        with pytest.raises(
+            (RuntimeError, ValueError, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument)
+        ):
+            run(noise(1, 64, 64))
+
+
 def test_the_bundled_model(tmp_path):
     model = bitlib.load("BiT-XS-R14x0.5")
     path = bitlib.export(model, tmp_path / "m.onnx", format="onnx")
@@ -107,6 +125,9 @@ def test_full_size(tmp_path):
     path = bitlib.export(bitlib.load(tmp_path / "m.npz"), tmp_path / "m.onnx", format="onnx")
     images = noise(1, 224, 224)
     expected = reference.forward(arrays, images)
+    for run in (onnx_runtime(path), open_vino(path)):
+        assert error(run(images), expected) < 1e-4
+    path = bitlib.port(tmp_path / "m.npz", path, format="onnx", batch_shape=images.shape)
     for run in (onnx_runtime(path), open_vino(path)):
         assert error(run(images), expected) < 1e-4
 
@@ -221,10 +242,13 @@ class TestRefusals:
         ("options", "message"),
         [
             ({"format": "tflite"}, "^format: expected one of tf_saved_model, onnx, litert, received"),
-            ({"format": "onnx", "freeze": True}, "^freeze: no option of format 'onnx', which takes uint8"),
+            ({"format": "onnx", "freeze": True}, "^freeze: no option of format 'onnx', which takes batch_shape, "),
             ({"format": "onnx", "jit_compile": True}, "^jit_compile: no option of format 'onnx'"),
             ({"format": "onnx", "input_range": (0, 255)}, "^input_range: expected .* received .0, 255"),
             ({"format": "onnx", "input_range": (0, 1), "uint8": True}, "^input_range: uint8=True takes"),
+            ({"format": "onnx", "batch_shape": (8, 224, 224)}, "^batch_shape: expected None or .N, height"),
+            ({"format": "onnx", "batch_shape": (1, 31, 224, 3)}, "^batch_shape: .*at least 32; received"),
+            ({"format": "onnx", "batch_shape": (None, 64, 64, 3)}, "^batch_shape: .*received .None, 64"),
             ({"uint8": True}, "^uint8: no option of format 'tf_saved_model', which takes freeze, "),
             ({"format": "litert", "uint8": True}, "^uint8: .*which takes precision, representative"),
         ],
@@ -246,6 +270,8 @@ class TestRefusals:
         monkeypatch.setitem(sys.modules, "onnx", None)
         with pytest.raises(ImportError, match=r"^onnx: .*pip install 'bitlib\[onnx\]'"):
             bitlib.export(model, tmp_path / "m.onnx", format="onnx")
+        with pytest.raises(ImportError, match="^onnx: "):  # before any file is looked for
+            bitlib.port(tmp_path / "none.npz", tmp_path / "m.onnx", format="onnx")
         assert not (tmp_path / "m.onnx").exists()
 
 

@@ -55,6 +55,7 @@ def papermilled(tmp_path):
         executed = papermill.execute_notebook(
             str(tmp_path / "watched.ipynb"), str(tmp_path / "executed.ipynb"), parameters,
             cwd=str(tmp_path), kernel_name="python3", progress_bar=False,
+            coalesce_streams=True,  # or one line may come in two pieces, the second "\n" alone
         )  # fmt: skip
         outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
         assert not [output.text for output in outputs if output.get("name") == "stderr"]
