@@ -185,8 +185,9 @@ def _stream(examples: tf.data.Dataset, position: int, seeded) -> tf.data.Dataset
     """As `_drawn`, for a dataset that is too large to cache."""
     image = next(iter(examples))[0]
     buffer = max(1, CACHED_BYTES // image.numpy().nbytes)
-    # Only to go on in the middle must the examples be counted; a run from the start needs no number.
-    count = int(examples.reduce(np.int64(0), lambda n, _: n + 1)) if position else 1
+    count = int(examples.cardinality())
+    if count < 1:  # Only to go on in the middle must they be counted; a run from the start needs no number.
+        count = int(examples.reduce(np.int64(0), lambda n, _: n + 1)) if position else 1
     first, skipped = divmod(position, count)
 
     def epoch(number):

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -267,6 +267,38 @@ def _first_of_each(labels: np.ndarray, order: np.ndarray, shots: int) -> np.ndar
     return np.concatenate([found[:shots] for found in of_class.values()])
 
 
+def loader(picture: Callable[[Any], Any], size: int | None = None) -> Callable[[tf.Tensor], tf.Tensor]:
+    """How `tf.data` reads a picture.
+
+    Args:
+        picture: the value of a scalar tensor -> whatever `bitlib.images.read` takes.
+        size: as of `pipeline`.
+
+    Returns:
+        a function for `tf.data.Dataset.map`: scalar tensor -> image float32 `[H, W, 3]` in [-1, 1].
+    """
+    import tensorflow as tf
+
+    def read(key):
+        """The picture, and an empty array; or, of a large one, an empty array and the picture resized."""
+        with images.decoded(picture(key)) as image:
+            if size is None or image.size < _LARGE:
+                return image, np.zeros((0, 0, 3), np.float32)
+            with tf.device("CPU"):
+                return np.zeros((0, 0, 3), np.uint8), tf.image.resize(image, (size, size)).numpy()
+
+    def load(key):
+        image, resized = tf.numpy_function(read, [key], (tf.uint8, tf.float32), stateful=False)
+        image.set_shape((None, None, 3))
+        if size is None:
+            return tf.cast(image, tf.float32) / 127.5 - 1
+        resized.set_shape((None, None, 3))
+        image = tf.cond(tf.size(resized) > 0, lambda: resized, lambda: tf.image.resize(image, (size, size)))
+        return tf.ensure_shape(image, (size, size, 3)) / 127.5 - 1
+
+    return load
+
+
 def pipeline(
     pictures: Sequence, labels: ArrayLike, size: int | None = None, seed: int | None = None
 ) -> tf.data.Dataset:
@@ -295,23 +327,7 @@ def pipeline(
         raise ValueError(f"labels: expected one for each of {len(pictures)} pictures, received {len(labels)}")
     order = np.arange(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels))
 
-    def read(index):
-        """The picture, and an empty array; or, of a large one, an empty array and the picture resized."""
-        with images.decoded(pictures[index]) as image:
-            if size is None or image.size < _LARGE:
-                return image, np.zeros((0, 0, 3), np.float32)
-            with tf.device("CPU"):
-                return np.zeros((0, 0, 3), np.uint8), tf.image.resize(image, (size, size)).numpy()
-
-    def load(index):
-        image, resized = tf.numpy_function(read, [index], (tf.uint8, tf.float32), stateful=False)
-        image.set_shape((None, None, 3))
-        if size is None:
-            return tf.cast(image, tf.float32) / 127.5 - 1
-        resized.set_shape((None, None, 3))
-        image = tf.cond(tf.size(resized) > 0, lambda: resized, lambda: tf.image.resize(image, (size, size)))
-        return tf.ensure_shape(image, (size, size, 3)) / 127.5 - 1
-
+    load = loader(lambda index: pictures[index], size)
     indices = tf.data.Dataset.from_tensor_slices((order, labels[order]))
     return indices.map(lambda index, label: (load(index), label), tf.data.AUTOTUNE, deterministic=True)
 

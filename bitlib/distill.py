@@ -19,16 +19,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bitlib import augment, finetune, loop, ops
+from bitlib import finetune, loop, ops
 from bitlib.hyperrule import Plan
-from bitlib.inputs import check_dataset, check_examples
+from bitlib.inputs import check_dataset, check_examples, whole
 from bitlib.model import BiT
 from bitlib.resume import History, Saved
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from bitlib.inputs import Examples
+    from bitlib.inputs import Examples, Shares
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def divergence(teacher: tf.Tensor, student: tf.Tensor, temperature: float = 1.0)
 def match(
     teacher: keras.Model,
     student: keras.Model,
-    images: ArrayLike | tf.data.Dataset,
+    images: ArrayLike | tf.data.Dataset | Shares,
     steps: int = 1000,
     validation: Examples | None = None,
     seed: int = 0,
@@ -128,7 +128,8 @@ def match(
         teacher, student: any Keras models from images float `[N, H, W, 3]` in [-1, 1] to logits
             `[N, classes]`, of the same classes.
         images: float `[N, H, W, 3]` in [-1, 1]; or an unbatched, finite `tf.data.Dataset` of such images, or
-            of pairs of an image and something that is not looked at.
+            of pairs of an image and something that is not looked at; or a function to such a dataset, as
+            `bitlib.finetune.fit` takes it.
         steps: of the optimizer.
         validation: images and labels as `bitlib.finetune.fit` takes them, to follow the student's accuracy.
         seed: of the order of pictures, crops, flips and MixUp.
@@ -150,7 +151,7 @@ def match(
         FloatingPointError: the divergence is not finite.
     """
     examples = _unlabelled(images)
-    rule = plan(**{"crop": _height(examples), "steps": steps} | how)
+    rule = plan(**{"crop": _height(whole(examples)), "steps": steps} | how)
     finetune.check_steps(rule, accumulate, save_every, validate_every)
     for name, value in (("temperature", temperature), ("weight_decay", weight_decay)):
         if not 0 <= value < math.inf or (name == "temperature" and value == 0):
@@ -169,10 +170,9 @@ def match(
     history = saved.restore() or History(trained=trained, frozen=student.count_params() - trained)
 
     def batches(start: int) -> Iterable:
-        own = augment.training_batches(examples, rule, 1, seed, start)
-        return loop.shared(own.map(lambda pictures, _: (pictures,)), rule.batch_size, strategy)
+        return loop.shared(examples, rule, 1, seed, start, strategy)
 
-    def loss_of(pictures: tf.Tensor) -> tf.Tensor:
+    def loss_of(pictures: tf.Tensor, _) -> tf.Tensor:
         with ExitStack() as stack:
             for model in (teacher, student):
                 if isinstance(model, BiT):
@@ -238,8 +238,10 @@ def _height(examples: Examples) -> int:
     return pictures.shape[1]
 
 
-def _unlabelled(images: ArrayLike | tf.data.Dataset) -> Examples:
+def _unlabelled(images: Any) -> Any:
     """Images as examples of one class, which nobody looks at."""
+    if callable(images):
+        return lambda context: _unlabelled(images(context))
     if not isinstance(images, tf.data.Dataset):
         images = np.asarray(images)
         return images, np.zeros(images.shape[:1], np.int64)

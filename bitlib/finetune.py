@@ -16,13 +16,13 @@ import tensorflow as tf
 
 from bitlib import augment, checkpoint, loop, ops, zoo
 from bitlib.hyperrule import Plan
-from bitlib.inputs import are_vectors
+from bitlib.inputs import are_vectors, whole
 from bitlib.model import BiT
 from bitlib.resume import STATE as STATE
 from bitlib.resume import History, Saved
 
 if TYPE_CHECKING:
-    from bitlib.inputs import Examples
+    from bitlib.inputs import Examples, Shares
 
 FREEZABLE = ("root", "block1", "block2", "block3", "block4", "backbone")
 """What `freeze` takes: everything up to and including that stage; `backbone` is all but the head."""
@@ -35,7 +35,7 @@ rate was chosen on `bitlib.tasks.counting(104)` and `angles(108)`, which no page
 
 def fit(
     model: BiT,
-    train: Examples,
+    train: Examples | Shares,
     plan: Plan,
     validation: Examples | None = None,
     seed: int = 0,
@@ -62,7 +62,9 @@ def fit(
         model: a `bitlib.model.BiT` with a head, such as `bitlib.load(name, head=10)` gives; that head
             starts at zero, as the rule wants it.
         train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]`, or vectors `[N, classes]` of
-            numbers in [0, 1]; or an unbatched `tf.data.Dataset` of such pairs.
+            numbers in [0, 1]; or an unbatched `tf.data.Dataset` of such pairs; or a function from a
+            `tf.distribute.InputContext` to such a dataset, such as `bitlib.records.Records.part`: each of
+            several machines then reads only what it is given, and blends its share of a batch in itself.
         plan: of `bitlib.hyperrule.plan`.
         validation: as `train`; resized only, and every example counted once.
         seed: of the order of examples, crops, flips and MixUp.
@@ -91,7 +93,7 @@ def fit(
     """
     _check(model, plan, freeze, accumulate, save_every, validate_every)
     variables = _trainable(model, freeze)
-    entropy = _entropy(train)
+    entropy = _entropy(whole(train))
     strategy = loop.strategy_of(model)
     loop.check_share(plan.batch_size, strategy)
     with strategy.scope():
@@ -103,8 +105,7 @@ def fit(
     history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
 
     def batches(start):
-        own = augment.training_batches(train, plan, _num_classes(model), seed, start)
-        return loop.shared(own, plan.batch_size, strategy)
+        return loop.shared(train, plan, _num_classes(model), seed, start, strategy)
 
     validate = None if validation is None else evaluator(model, validation, plan, _num_classes(model))
     loop.Loop(

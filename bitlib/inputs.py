@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     Examples = tuple[ArrayLike, ArrayLike] | tf.data.Dataset
+    Shares = Callable[[tf.distribute.InputContext], tf.data.Dataset]
+
+
+def whole(examples: Examples | Shares) -> Examples:
+    """All examples, of a function that gives each of several machines its own."""
+    import tensorflow as tf
+
+    return examples(tf.distribute.InputContext()) if callable(examples) else examples
 
 
 def check_input_range(input_range: tuple[float, float]) -> None:

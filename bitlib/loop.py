@@ -11,14 +11,19 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from bitlib import progress
+from bitlib import augment, progress
 from bitlib.resume import History, Saved
+
+if TYPE_CHECKING:
+    from bitlib.hyperrule import Plan
+    from bitlib.inputs import Examples, Shares
 
 
 @dataclass
@@ -110,19 +115,37 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return resolver.task_type == "worker" and resolver.task_id == 0 and not chief_apart
 
 
-def shared(batches: tf.data.Dataset, batch_size: int, strategy: tf.distribute.Strategy) -> Iterable:
-    """The batches, each shared by the replicas. MixUp blends across shares, so every machine makes
-    whole batches and takes its own part: the same batches, however many there are."""
-    if strategy.num_replicas_in_sync == 1:
-        return batches
+def shared(
+    examples: Examples | Shares,
+    plan: Plan,
+    num_classes: int,
+    seed: int,
+    start: int,
+    strategy: tf.distribute.Strategy,
+) -> Iterable:
+    """The batches of a plan from a step on, each shared by the replicas.
+
+    MixUp blends across shares: every machine makes whole batches and takes its own part, so they are the same
+    batches however many machines there are. Where `examples` is a function of a machine's
+    `tf.distribute.InputContext`, each makes its share, and blends within it, from what that gives it.
+    """
 
     def part(context):
-        share = batch_size // context.num_input_pipelines
-        rows = slice(context.input_pipeline_id * share, (context.input_pipeline_id + 1) * share)
-        own = batches.map(lambda *batch: tuple(values[rows] for values in batch))
-        return own.rebatch(batch_size // context.num_replicas_in_sync)
+        machines, index = context.num_input_pipelines, context.input_pipeline_id
+        share = plan.batch_size // machines
+        if callable(examples):
+            rule, own_seed = replace(plan, batch_size=share), seed + (index << 31)
+            return augment.training_batches(examples(context), rule, num_classes, own_seed, start)
+        rows = slice(index * share, (index + 1) * share)
+        whole = augment.training_batches(examples, plan, num_classes, seed, start)
+        return whole.map(lambda images, labels: (images[rows], labels[rows])) if machines > 1 else whole
 
-    return strategy.distribute_datasets_from_function(part)
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return part(tf.distribute.InputContext())
+    return strategy.distribute_datasets_from_function(
+        lambda context: part(context).rebatch(plan.batch_size // replicas)
+    )
 
 
 def train_step(

@@ -42,13 +42,18 @@ def tfds(
 
 
 def stream(
-    name: str, split: str, size: int, data_dir: str | os.PathLike | None = None
+    name: str,
+    split: str,
+    size: int,
+    data_dir: str | os.PathLike | None = None,
+    context: tf.distribute.InputContext | None = None,
 ) -> tuple[tf.data.Dataset, list[str]]:
     """As `tfds`, for a split that does not fit into memory: read from disk in each epoch.
 
     Args:
         name, split, data_dir: as of `tfds`.
         size: height and width to resize to, bilinearly, in pixels.
+        context: says which of how many machines this is, and gives it its part of the split; None for all.
 
     Returns:
         an unbatched `tf.data.Dataset` of images float32 `[size, size, 3]` in [-1, 1] and int64 labels, in the
@@ -60,6 +65,10 @@ def stream(
     import tensorflow as tf
 
     builder, (image, label) = builder_of(name, data_dir)
+    if context:
+        import tensorflow_datasets
+
+        split = tensorflow_datasets.even_splits(split, context.num_input_pipelines)[context.input_pipeline_id]
 
     def load(example):
         decoded = tf.io.decode_image(example[image], 3, expand_animations=False)

@@ -4,7 +4,8 @@
     python scripts/reproduce.py BiT-M-R50x1 cifar100 --shots 5
     python scripts/reproduce.py BiT-M-R50x1 my_folder --seeds 1
 
-The data set is one of TensorFlow Datasets, on its own splits, or a folder with `train` and `test`. Each
+The data set is one of TensorFlow Datasets, on its own splits, or a folder with `train` and `test`, of which
+`train` may be what `bitlib.records` wrote: of several machines, each then reads its part only. Each
 seed is trained by the full rule on all GPUs of the machine, a TPU, or all machines that TF_CONFIG names
 (docs/scaling.md). It is saved now and then, and goes on where it was stopped; its result is a line of
 `results.jsonl` in the folder of `--work`. It needs a GPU: 10 000 steps of 512 pictures are days on a CPU.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -25,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 import bitlib
-from bitlib import checkpoint, datasets, finetune, hyperrule, images, loop
+from bitlib import checkpoint, datasets, finetune, hyperrule, images, loop, records
 
 PUBLISHED = {
     ("BiT-M-R50x1", "cifar10"): {1: 54.4, 5: 83.3, 0: 97.2},
@@ -51,18 +53,28 @@ def strategy_of_machine() -> tf.distribute.Strategy:
 
 def learn(source, options, seed: int) -> dict:
     """One seed by the full rule, resumed if it was begun -> what was done, and the accuracy."""
-    train, test, class_names = datasets.splits(options.data_set, options.data_dir, options.shots, None, seed)
-    size = images.read(train[0][0]).shape[:2]
+    stored = Path(options.data_set, "train", records.INDEX).exists()
+    if stored:
+        train = records.find(Path(options.data_set, "train"))
+        count, class_names = len(train), train.class_names
+        size = next(iter(train.part()))[0].shape[:2]
+        test = datasets.folder(Path(options.data_set, "test"))[:2]
+    else:
+        train, test, class_names = datasets.splits(
+            options.data_set, options.data_dir, options.shots, None, seed
+        )
+        count, size = len(train[0]), images.read(train[0][0]).shape[:2]
     how = {"steps": options.steps, "base_lr": options.base_lr, "batch_size": options.batch_size}
     plan = hyperrule.plan(
-        len(train[0]), size, architecture=source.card.architecture,
+        count, size, architecture=source.card.architecture,
         **{name: value for name, value in how.items() if value},
     )  # fmt: skip
+    read_size = plan.resize if plan.random_crop else plan.crop
     with options.strategy.scope():
         model = bitlib.load(source, head=class_names)
     history = finetune.fit(
         model,
-        datasets.pipeline(*train, plan.resize if plan.random_crop else plan.crop, seed),
+        partial(train.part, size=read_size) if stored else datasets.pipeline(*train, read_size, seed),
         plan,
         datasets.pipeline(*test, plan.crop),
         seed,
@@ -72,7 +84,7 @@ def learn(source, options, seed: int) -> dict:
     return {
         "checkpoint": source.card.name, "data_set": options.data_set, "shots": options.shots, "seed": seed,
         "steps": plan.steps, "batch_size": plan.batch_size, "base_lr": plan.base_lr,
-        "train": len(train[0]), "test": len(test[0]), "accuracy": history.validation_accuracy[-1],
+        "train": count, "test": len(test[0]), "accuracy": history.validation_accuracy[-1],
     }  # fmt: skip
 
 

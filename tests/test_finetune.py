@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
 import bitlib
-from bitlib import augment, checkpoint, datasets, features, finetune, hyperrule, images
+from bitlib import augment, checkpoint, datasets, features, finetune, hyperrule, images, loop, records
 from bitlib.model import BiT
 from tests.conftest import PEAK, needs_proc
 
@@ -483,9 +483,9 @@ import json, os, sys
 import numpy as np
 import tensorflow as tf
 import bitlib
-from bitlib import finetune, loop
+from bitlib import finetune, loop, records
 from tests.test_finetune import a_plan
-archive, folder, dies_after = sys.argv[1:4]
+archive, folder, dies_after, stored = sys.argv[1:5]
 index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 write = loop.TensorBoard.write
 def write_or_die(self, step, **scalars):
@@ -499,7 +499,8 @@ examples = rng.uniform(-1, 1, (24, 40, 40, 3)).astype("float32"), np.arange(24) 
 with strategy.scope():
     model = bitlib.load(archive, head=3)
 plan = a_plan(mixup_alpha=0.2, base_lr=0.1)
-history = finetune.fit(model, examples, plan, examples, verbose=0, checkpoints=folder + "/state")
+train = records.find(stored).part if stored else examples
+history = finetune.fit(model, train, plan, examples, verbose=0, checkpoints=folder + "/state")
 np.savez(f"{folder}/worker{index}.npz", loss=history.loss, **{v.path: v.numpy() for v in model.variables})
 """
 
@@ -544,6 +545,18 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def share_of(index, *arguments):
+    """The batches that one of two machines makes; arguments as of `loop.shared`."""
+
+    class OfTwo:
+        num_replicas_in_sync = 2
+
+        def distribute_datasets_from_function(self, part):
+            return part(tf.distribute.InputContext(2, index, 2))
+
+    return loop.shared(*arguments[:-1], OfTwo())
+
+
 class TestDistribution:
     """Two replicas share each batch, MixUp across both; the result is that of one."""
 
@@ -569,11 +582,12 @@ class TestDistribution:
                 np.testing.assert_array_equal(worker[variable.path], saved[0][variable.path])
 
     @contextlib.contextmanager
-    def two_workers(self, small_npz, tmp_path, dies_after):
+    def two_workers(self, small_npz, tmp_path, dies_after=0, stored=""):
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
         tasks = [{"type": "worker", "index": index} for index in range(2)]
         told = [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
-        workers = [self.start(WORKER, small_npz, tmp_path, dies_after, TF_CONFIG=config) for config in told]
+        arguments = small_npz, tmp_path, dies_after, stored
+        workers = [self.start(WORKER, *arguments, TF_CONFIG=config) for config in told]
         try:
             yield workers
         finally:
@@ -581,18 +595,56 @@ class TestDistribution:
                 worker.kill()
                 worker.communicate()
 
+    def wait_for(self, workers):
+        for worker in workers:
+            said, _ = worker.communicate(timeout=400)
+            assert worker.returncode == 0, said[-3000:]
+
+    @pytest.mark.slow
+    def test_two_workers_that_read_a_part_each(self, small_npz, examples, tmp_path, monkeypatch):
+        pictures = [np.uint8(image * 127.5 + 127.5) for image in examples[0]]
+        stored = records.write(pictures, examples[1], list("abc"), tmp_path / "records", files=2)
+        with self.two_workers(small_npz, tmp_path, stored=stored.folder) as workers:
+            self.wait_for(workers)
+
+        def joined(*arguments):
+            """What the two compute together, as the batches of one."""
+            parts = tf.data.Dataset.zip(*(share_of(index, *arguments) for index in range(2)))
+            return parts.map(
+                lambda *shares: tuple(tf.concat(values, 0) for values in zip(*shares, strict=True))
+            )
+
+        monkeypatch.setattr(loop, "shared", joined)
+        self.compare(small_npz, stored.part, tmp_path, 2)
+
     @pytest.mark.slow
     def test_two_workers_of_which_one_dies_started_again(self, small_npz, examples, tmp_path):
         with self.two_workers(small_npz, tmp_path, dies_after=4) as (_, dying):
             assert dying.wait(timeout=400) == 9, dying.stdout.read()[-3000:]
         saved = json.loads(str(np.load(tmp_path / "state" / finetune.STATE)["training"]))
         assert 2 <= len(saved["history"]["loss"]) <= 4
-        with self.two_workers(small_npz, tmp_path, dies_after=0) as workers:
-            for worker in workers:
-                said, _ = worker.communicate(timeout=400)
-                assert worker.returncode == 0, said[-3000:]
+        with self.two_workers(small_npz, tmp_path) as workers:
+            self.wait_for(workers)
         self.compare(small_npz, examples, tmp_path, 2)
         assert [path.name for path in (tmp_path / "state").iterdir()] == [finetune.STATE]
+
+    def test_a_part_is_read_by_one_machine_only_and_gone_on_with(self):
+        values = np.linspace(-0.9, 0.9, 24, dtype=np.float32)
+        images = np.broadcast_to(values[:, None, None, None], (24, 40, 40, 3))
+
+        def part(context):
+            mine = slice(context.input_pipeline_id, None, context.num_input_pipelines)
+            return tf.data.Dataset.from_tensor_slices((images[mine], np.arange(24)[mine]))
+
+        plan = a_plan(mixup_alpha=0.0)
+        seen = []
+        for index in range(2):
+            made = [batch for batch, _ in share_of(index, part, plan, 24, 0, 0, None)]
+            assert {len(batch) for batch in made} == {plan.batch_size // 2}
+            later = [batch for batch, _ in share_of(index, part, plan, 24, 0, 2, None)]
+            np.testing.assert_array_equal(later, made[2:])
+            seen.append({round(float(value), 4) for batch in made for value in batch[:, 0, 0, 0]})
+        assert seen == [{round(float(value), 4) for value in values[index::2]} for index in range(2)]
 
     @pytest.mark.slow
     def test_two_replicas_of_one_process(self, small_npz, examples, tmp_path):
