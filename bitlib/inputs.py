@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
     from numpy.typing import ArrayLike
 
-    Examples = tuple[ArrayLike, ArrayLike] | tf.data.Dataset
-    Shares = Callable[[tf.distribute.InputContext], tf.data.Dataset]
+    Examples: TypeAlias = tuple[ArrayLike, ArrayLike] | tf.data.Dataset
+    Shares: TypeAlias = Callable[[tf.distribute.InputContext], tf.data.Dataset]
 
 
 def whole(examples: Examples | Shares) -> Examples:
