@@ -9,13 +9,14 @@
 # make pages   run the pages and store their outputs (after a change)
 # make student write the pages for a class, without answers, to student/
 # make matrix  the fast tests and the pages on several Pythons and sets of packages -> docs/matrix.md
+# make soak    run every page ten times on several kinds of processor, for hours; it resumes
 # make bench   compare with transformers and timm, which it installs in .venv-bench
 # make clean   remove .venv, .venv-bench and build
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run check test lint lab html site slides pages student matrix bench clean
+.PHONY: run check test lint lab html site slides pages student matrix soak bench clean
 
 run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
@@ -54,6 +55,9 @@ student: .venv/installed
 
 matrix: .venv/installed
 	$(BIN)/python scripts/matrix.py
+
+soak: .venv/installed
+	$(BIN)/python scripts/soak.py
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
