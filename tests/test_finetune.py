@@ -545,7 +545,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def share_of(index, *arguments):
+def share_of(index, *arguments, shared=loop.shared):
     """The batches that one of two machines makes; arguments as of `loop.shared`."""
 
     class OfTwo:
@@ -554,7 +554,7 @@ def share_of(index, *arguments):
         def distribute_datasets_from_function(self, part):
             return part(tf.distribute.InputContext(2, index, 2))
 
-    return loop.shared(*arguments[:-1], OfTwo())
+    return shared(*arguments[:-1], OfTwo())
 
 
 class TestDistribution:
