@@ -83,7 +83,7 @@ def inference(architecture: str, batch: int, size: int, variant: str):
 
 def training(architecture: str, batch: int, size: int, variant: str):
     """One step of SGD with momentum."""
-    net = model(architecture)
+    net = model(architecture, dtype="mixed_bfloat16" if variant == "bfloat16" else "float32")
     settings = {"batch_size": batch, "steps": 10**6, "resize": size, "crop": size}
     plan = hyperrule.plan(100, size, base_lr=1e-6, **settings)
     optimizer = finetune._optimizer(net, plan)

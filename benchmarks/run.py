@@ -87,7 +87,7 @@ def rows() -> list[dict]:
             {
                 "name": f"training step R50x1 {size} px, batch 16",
                 "case": {"kind": "training", "architecture": "R50x1", "batch": 16, "size": size},
-                "ours": ("live", "compiled"),
+                "ours": ("live", "compiled", *APART),
                 "peers": EAGER + COMPILED,
                 "gflop": 3 * 16 * gflop("R50x1", size),
             }
@@ -104,14 +104,34 @@ def rows() -> list[dict]:
     return found
 
 
-def measure(row: dict, ours: Worker, peers: Worker | None) -> dict:
+class Workers(dict):
+    """Processes by what they run, started when they are first asked for."""
+
+    def of(self, name: str, ours: bool) -> Worker:
+        """The process of a variant. Engines have their own: their threads, which wait for work for a while
+        before they sleep, would keep a core from those of TensorFlow and PyTorch."""
+        key = ours, name.split()[-1] in OUR_ENGINES
+        if key not in self:
+            self[key] = Worker(sys.executable, "ours.py") if ours else Worker(PEERS_PYTHON, "peers.py")
+        return self[key]
+
+    def stop(self) -> None:
+        """End them all."""
+        for worker in self.values():
+            worker.process.kill()
+            worker.process.wait()
+
+
+def measure(row: dict, workers: Workers) -> dict:
     """Rounds over all variants, one after the other; a variant that fails is left out of the rest."""
-    variants = [(ours, name) for name in row["ours"]]
-    variants += [(peers, name) for name in row["peers"] if peers]
+    variants = [(workers.of(name, ours=True), name) for name in row["ours"]]
+    variants += [(workers.of(name, ours=False), name) for name in row["peers"] if PEERS_PYTHON.exists()]
     times: dict[str, list[float]] = {}
     failed = {}
     for index in range(ROUNDS + 1):
-        limit = ours.seconds({"kind": "matmul", "size": 3072, "variant": "", "repeat": 2})
+        limit = workers.of("limit", ours=True).seconds(
+            {"kind": "matmul", "size": 3072, "variant": "", "repeat": 2}
+        )
         times.setdefault("limit", []).append(limit)
         for worker, name in list(variants):
             answer = worker.seconds(row["case"] | {"variant": name, "repeat": 1 if index == 0 else 2})
@@ -302,13 +322,9 @@ def main() -> None:
         print("no peers: make bench installs them", file=sys.stderr)
     for row in rows():
         if all(word in row["name"] for word in words):
-            # New processes for each row: every network in every setting would not fit into memory.
-            ours = Worker(sys.executable, "ours.py")
-            peers = Worker(PEERS_PYTHON, "peers.py") if PEERS_PYTHON.exists() else None
-            keep(measure(row, ours, peers))
-            for worker in filter(None, (ours, peers)):
-                worker.process.kill()
-                worker.process.wait()
+            workers = Workers()  # new for each row: every network in every setting would not fit into memory
+            keep(measure(row, workers))
+            workers.stop()
     for architecture in ("R50x1", "R152x2"):
         if all(word in f"porting {architecture}" for word in words):
             keep(loading(architecture))
