@@ -1,8 +1,7 @@
 """Pictures and labels in TFRecord files, so that each of many machines reads its part and no more.
 
-    records.write(*datasets.folder("my_folder"), "/shared/my_records")
-    train = records.find("/shared/my_records")
-    finetune.fit(model, train.part, plan)
+    records.write(pictures, labels, class_names, "/shared/my_records")
+    finetune.fit(model, records.find("/shared/my_records").part, plan)
 
 Small files are what network disks and buckets are slow at; a few hundred large ones are read in long runs.
 Pictures are stored as they are in theirs, JPEG as JPEG. An example's features have the names that TensorFlow
@@ -123,13 +122,17 @@ def write(
         What was written.
 
     Raises:
-        ValueError: there are fewer pictures than files, or not as many labels as pictures; or a picture
-            that is not in a file cannot be read.
+        ValueError: there are fewer pictures than files, not as many labels as pictures, or a label without a
+            name; or a picture that is not in a file cannot be read.
         FileExistsError: `folder` holds something else.
     """
     labels = np.asarray(labels, np.int64)
     if len(pictures) != len(labels):
         raise ValueError(f"labels: expected one for each of {len(pictures)} pictures, received {len(labels)}")
+    if not len(labels) or not 0 <= labels.min() <= labels.max() < len(class_names):
+        raise ValueError(
+            f"labels: expected 0 to {len(class_names) - 1}, as there are {len(class_names)} names"
+        )
     if not 1 <= files <= len(labels):
         raise ValueError(f"files: expected 1 to {len(labels)}, the number of pictures, received {files}")
     folder = Path(folder)

@@ -97,7 +97,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("labels", "files", "message"),
-        [([0], 1, "^labels: expected one for each of 2"), ([0, 1], 3, "^files: expected 1 to 2, the number")],
+        [
+            ([0], 1, "^labels: expected one for each of 2"),
+            ([0, 1], 3, "^files: expected 1 to 2, the number"),
+            ([0, 2], 1, "^labels: expected 0 to 1, as there are 2 names"),
+        ],
     )
     def test_what_does_not_fit(self, tmp_path, labels, files, message):
         with pytest.raises(ValueError, match=message):
