@@ -158,7 +158,7 @@ class TestVectors:
         vectors = features.extract(bitlib.load(bitlib.zoo.BUNDLED, head=None), batch)
         probe = OneVsRestClassifier(LogisticRegression(max_iter=1000)).fit(vectors[:400], truth[:400])
         plan = hyperrule.plan(
-            400, 64, **finetune.SMALL_MODEL | {"crop": 64, "resize": 64, "random_flip": False, "steps": 120}
+            400, 64, **finetune.SMALL_MODEL | {"crop": 64, "resize": 64, "random_flip": False, "steps": 80}
         )
         model = bitlib.load(bitlib.zoo.BUNDLED, head=10)
         history = finetune.fit(model, (batch[:400], truth[:400]), plan, (batch[400:], truth[400:]), verbose=0)
@@ -167,8 +167,8 @@ class TestVectors:
 
 @needs_proc
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "resize", "share"), [(20_000, 64, 3), (50_000, 96, 1)])
-def test_memory_does_not_grow_with_the_data_set(tmp_path, small_npz, count, resize, share):
+@pytest.mark.parametrize(("count", "side", "resize", "share"), [(20_000, 72, 64, 3), (50_000, 224, 96, 1)])
+def test_memory_does_not_grow_with_the_data_set(tmp_path, small_npz, count, side, resize, share):
     """50 000 pictures of 224 pixels are 30 GB; what is held of them is `CACHED_BYTES`, and some batches."""
     script = tmp_path / "train.py"
     script.write_text(
@@ -180,11 +180,11 @@ import bitlib
 from bitlib import augment, finetune, hyperrule
 
 def picture(index):
-    return tf.random.stateless_uniform((224, 224, 3), (index, 0), -1, 1), index % 3
+    return tf.random.stateless_uniform((side, side, 3), (index, 0), -1, 1), index % 3
 
-count, resize, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+(count, side, resize), path = map(int, sys.argv[1:4]), sys.argv[4]
 examples = tf.data.Dataset.range(count).map(picture)
-plan = hyperrule.plan(count, 224, batch_size=16, steps=4, resize=resize, crop=32)
+plan = hyperrule.plan(count, side, batch_size=16, steps=4, resize=resize, crop=32)
 model = bitlib.load(path, head=3)
 before = peak()
 history = finetune.fit(model, examples, plan, verbose=0)
@@ -192,7 +192,7 @@ assert len(history.loss) == 4
 print(peak() - before)
 """
     )
-    command = [sys.executable, script, str(count), str(resize), small_npz]
+    command = [sys.executable, script, *map(str, (count, side, resize)), small_npz]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout) < share * augment.CACHED_BYTES / 2**20 + 600

@@ -1,6 +1,5 @@
 """The reference in JAX, and exports through JAX: the same conformance tests as for `bitlib.export`."""
 
-import os
 import sys
 
 import numpy as np
@@ -22,8 +21,6 @@ from tests.test_savedmodel import (  # noqa: F401
     test_tf_saved_model,
 )
 
-# Code that runs slower, and compiles in half the time: what is run here is small.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax = pytest.importorskip("jax", reason="JAX is not installed; pip install 'bitlib[jax]' to run these tests")
 slow = pytest.mark.slow
 
