@@ -228,9 +228,10 @@ def _pool(graph: _Graph, x: str) -> str:
     """The 3×3 pool, which has zeros at the border.
 
     MaxPool's own border is minus infinity. A Pad of zeros before it is the plain form, which ONNX Runtime
-    takes for MaxPool's own border: logits are then off by hundredths of their scale. Here windows that reach
-    beyond the image, known by a mean of ones below 1, are brought up to 0 after the pool. That works on a
-    quarter of the pixels; zeros put around them by Concat would make the whole network 3 to 7 % slower.
+    before 1.32 takes for MaxPool's own border: logits are then off by hundredths of their scale. Here windows
+    that reach beyond the image, known by a mean of ones below 1, are brought up to 0 after the pool. That
+    works on a quarter of the pixels; zeros put around them by Concat would make the whole network 3 to 7 %
+    slower.
     """
     window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}
     size = graph.node("Shape", [x], "pool/size", start=2)
