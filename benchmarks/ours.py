@@ -66,10 +66,8 @@ def onnx_file(architecture: str, variant: str, batch: int, size: int):
 def inference(architecture: str, batch: int, size: int, variant: str):
     """One forward pass."""
     if variant in engines.ENGINES:
-        run, fed = (
-            engines.ENGINES[variant](onnx_file(architecture, variant, batch, size)),
-            images(batch, size).numpy(),
-        )
+        run = engines.ENGINES[variant](onnx_file(architecture, variant, batch, size))
+        fed = images(batch, size).numpy()
         return lambda: run(fed)
     made = {
         "live": live,

@@ -177,9 +177,7 @@ def splits(
     if own is None:
         return drawn_splits(labelled(name, data_dir), shots, num_test, seed)
     (pictures, labels, class_names), (test_pictures, test_labels, test_names) = own
-    if class_names != test_names:
-        odd = ", ".join(sorted(set(class_names) ^ set(test_names))[:5])
-        raise ValueError(f"name: {name} has other classes to test on than to learn from: {odd}")
+    check_same_classes(name, class_names, test_names)
     if shots:
         chosen = _first_of_each(labels, np.random.default_rng(seed).permutation(len(labels)), shots)
         pictures, labels = [pictures[i] for i in chosen], labels[chosen]
@@ -187,6 +185,13 @@ def splits(
         some = np.random.default_rng(seed).permutation(len(test_labels))[:num_test]
         test_pictures, test_labels = [test_pictures[i] for i in some], test_labels[some]
     return (pictures, labels), (test_pictures, test_labels), class_names
+
+
+def check_same_classes(name: str | os.PathLike, class_names: Sequence, test_names: Sequence) -> None:
+    """Raise ValueError unless the two splits of the data set `name` have the same classes, in one order."""
+    if class_names != test_names:
+        odd = ", ".join(sorted(set(class_names) ^ set(test_names))[:5])
+        raise ValueError(f"name: {name} has other classes to test on than to learn from: {odd}")
 
 
 def drawn_splits(

@@ -59,9 +59,7 @@ def learn(source, options, seed: int) -> dict:
         count, class_names = len(train), train.class_names
         size = next(iter(train.part()))[0].shape[:2]
         *test, test_names = datasets.folder(Path(options.data_set, "test"))
-        if test_names != class_names:
-            odd = ", ".join(sorted(set(class_names) ^ set(test_names))[:5])
-            raise SystemExit(f"data_set: {options.data_set} has other classes in test than in train: {odd}")
+        datasets.check_same_classes(options.data_set, class_names, test_names)
     else:
         train, test, class_names = datasets.splits(
             options.data_set, options.data_dir, options.shots, None, seed

@@ -229,26 +229,34 @@ class TestInference:
 
 
 class TestFeatureExtraction:
-    def test_a_folder_of_classes_another_seed_and_other_shots(self, papermilled, letters):
-        page = papermilled("03", images=str(letters), seed=7, shots="[1, 3]", draws=2)
+    def test_a_folder_of_classes(self, papermilled, letters):
+        page = papermilled("03", images=str(letters), shots=[1, 2], draws=2)
         assert "42 pictures of 3 classes, 18 for testing" in page
 
     def test_a_published_model(self, run, published):
         page = run("03", checkpoint="R50x1_160", resolution=48, shots=[1], draws=1)
         assert "the exported features are those of the Keras model" in page
 
+    def test_another_seed_and_other_shots(self, run):
+        page = run("03", seed=7, shots="[1, 3]", draws=3)
+        assert "features beat raw pixels and the untrained network" in page
+
 
 QUICK = {"steps": 8, "batch_size": 16}
 
 
 class TestFineTuning:
-    def test_a_folder_of_classes_another_seed_and_other_shots(self, papermilled, letters, tmp_path):
-        page = papermilled("04", data_set=str(letters), seed=5, shots=2, draws=2, mistakes=True, **QUICK)
-        assert "6 pictures to learn from, 36 others to test on\n3 classes: A, B, Ж" in page
-        assert "fine-tuned against linear probe: " in page
-        assert "resumed: the weights of an unbroken run, bit for bit" in page
+    def test_a_folder_of_classes(self, papermilled, letters, tmp_path):
+        page = papermilled("04", data_set=str(letters), shots=4, **QUICK)
+        assert "12 pictures to learn from, 30 others to test on\n3 classes: A, B, Ж" in page
         tuned = checkpoint.load(tmp_path / "models" / "BiT-XS-R14x0.5" / "tuned.npz")
         assert tuned.num_classes == 3
+
+    def test_another_seed_and_other_shots(self, run, letters):
+        page = run("04", data_set=str(letters), seed=5, shots=2, draws=2, mistakes=True, **QUICK)
+        assert "6 pictures to learn from, 36 others to test on" in page
+        assert "fine-tuned against linear probe: " in page
+        assert "resumed: the weights of an unbroken run, bit for bit" in page
 
     def test_a_data_set_of_tfds_and_another_checkpoint(self, run, trees, wide_npz):
         data = {"data_set": "trees", "data_dir": str(trees), "shots": 1, "mistakes": False}
@@ -277,11 +285,14 @@ class TestDistillation:
         assert "pictures with a label: 50, without: 1438" in page
         assert "points to the teacher" in page
 
-    def test_a_folder_and_a_larger_crop_of_a_published_teacher(self, run, letters, published):
-        given = {"images": str(letters), "shots": 2, "others": "digits"}
-        page = run("06", checkpoint="R50x1_160", steps=5, crop=48, **given)
-        assert "R50x1_160 on " in page
+    def test_a_folder_and_another_teacher(self, run, letters, wide_npz):
+        page = run("06", checkpoint=str(wide_npz), images=str(letters), shots=2, steps=6, others="digits")
+        assert "wide on " in page
         assert "pictures with a label: 6, without: 34" in page
+
+    def test_a_larger_crop_of_a_published_teacher(self, run, published):
+        page = run("06", checkpoint="R50x1_160", images="faces", shots=3, steps=5, crop=48)
+        assert "R50x1_160 on faces, " in page
         assert "matched on " in page
 
 
@@ -290,16 +301,16 @@ class TestJax:
     def where_there_is_jax(self):
         pytest.importorskip("jax")
 
-    def test_pictures_of_ones_own_at_another_resolution_and_depth(
-        self, papermilled, photos, wide_npz, tmp_path
-    ):
+    def test_pictures_of_ones_own_at_another_resolution(self, papermilled, photos, tmp_path):
         # XLA takes a gigabyte to compile the gradient, for any size of pictures.
-        given = {"images": str(photos), "resolution": 48, "output": "elsewhere"}
-        page = papermilled("07", most=2900, checkpoint=str(wide_npz), **given)
+        page = papermilled("07", most=2600, images=str(photos), resolution=48, output="elsewhere")
         assert "4 pictures: china.jpg, flower.jpg, grey_china.png, grey_flower.png" in page
-        assert "wide: 54 arrays, 11 classes, 48 pixels" in page
+        assert (tmp_path / "elsewhere" / "BiT-XS-R14x0.5" / "jax" / "1" / "saved_model.pb").is_file()
+
+    def test_another_depth(self, papermilled, wide_npz):
+        page = papermilled("07", most=2900, checkpoint=str(wide_npz), resolution=32)
+        assert "wide: 54 arrays, 11 classes, 32 pixels" in page
         assert page.count("hub.KerasLayer trains every variable") == 2
-        assert (tmp_path / "elsewhere" / "wide" / "jax" / "1" / "saved_model.pb").is_file()
 
     def test_a_published_model(self, run, published):
         page = run("07", checkpoint="R50x1_160", resolution=32)

@@ -49,7 +49,7 @@ def test_records_to_train_on_and_a_folder_to_test_on(small_npz, tmp_path):
     assert [row[name] for name in ("train", "test", "steps", "batch_size")] == [9, 9, 2, 4]
     assert 0 <= row["accuracy"] <= 1
     (tmp_path / "pictures" / "test" / "c").rename(tmp_path / "pictures" / "test" / "d")
-    with pytest.raises(SystemExit, match="has other classes in test than in train: c, d"):
+    with pytest.raises(ValueError, match="has other classes to test on than to learn from: c, d"):
         reproduce.learn(checkpoint.find(small_npz), options, 1)
     (tmp_path / "pictures" / "train" / records.INDEX).rename(tmp_path / "index")
     with pytest.raises(FileNotFoundError, match="train: holds no pictures"):
