@@ -126,7 +126,8 @@ def fast(written_gradients: bool = True, compiled: bool = False) -> Operations:
     """The same results sooner, for graphs that stay in this process.
 
     Args:
-        written_gradients: gradients written out below, in half as many passes over memory as autodiff's.
+        written_gradients: GroupNorm's gradient written out below, in half as many passes over memory as
+            autodiff's; a standardisation that has a gradient of its own.
         compiled: XLA compiles every GroupNorm. On CPUs that halves its time; each new shape of images costs
             a second or two when it is first seen. XLA adds up one by one: over 240×240 pixels whose mean is
             ten times their spread, a result is right to 3e-5, otherwise to 2e-6.
@@ -140,7 +141,9 @@ def fast(written_gradients: bool = True, compiled: bool = False) -> Operations:
         return result, lambda upstream: gradient(upstream, x, gamma, result, mean, scale)
 
     if written_gradients:
-        return Operations(tf.custom_gradient(_standardize), tf.custom_gradient(group_norm_relu))
+        # Batch normalisation on GPUs is cuDNN's, which TensorFlow does not ask for so small an epsilon.
+        on_gpus = tf.config.list_physical_devices("GPU")
+        return Operations(standardize if on_gpus else _standardize, tf.custom_gradient(group_norm_relu))
     return Operations(standardize, lambda *arguments: group_norm_relu(*arguments)[0])
 
 
@@ -183,18 +186,18 @@ def _compiled(function):
 
 
 def _standardize(kernel):
-    """As `standardize`, and its gradient."""
-    filters = ops.reshape(kernel, (-1, kernel.shape[-1]))
-    centred, scale = centred_and_scale(filters)
-    standardized = centred * scale
+    """As `standardize`, of float32: a batch normalisation over the weights of each filter.
 
-    def gradient(upstream):
-        # What autodiff gives, 1e-10 aside: filters keep length and mean.
-        upstream = ops.reshape(upstream, filters.shape)
-        along = standardized * column_means(upstream * standardized)
-        return ops.reshape((upstream - column_means(upstream) - along) * scale, kernel.shape)
-
-    return ops.reshape(standardized, kernel.shape), gradient
+    TensorFlow computes it, and its gradient, in a third of the passes over memory. Where a filter's mean is
+    a hundred times its spread, which no training leads to, it is right to 1e-4, otherwise to 2e-6.
+    """
+    channels = kernel.shape[-1]
+    ones, zeros = tf.ones(channels), tf.zeros(channels)
+    filters = ops.reshape(kernel, (1, -1, 1, channels))
+    normalized = tf.raw_ops.FusedBatchNormV3(
+        x=filters, scale=ones, offset=zeros, mean=[], variance=[], epsilon=1e-10
+    )
+    return ops.reshape(normalized.y, kernel.shape)
 
 
 def _normalized(x, gamma, beta, means=column_means):

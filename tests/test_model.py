@@ -177,6 +177,15 @@ class TestWrittenGradients:
 
         self.compare(ops.fast().standardize, exact, np.random.default_rng(0).normal(mean, 1, (3, 3, 8, 16)))
 
+    @pytest.mark.parametrize("spread", [1e-4, 1])
+    def test_standardised_fast_or_as_it_stands(self, spread):
+        kernel = np.random.default_rng(0).normal(0, spread, (1, 1, 64, 32)).astype("float32")
+        np.testing.assert_allclose(ops.fast().standardize(kernel), standardize(kernel), atol=3e-6)
+
+    def test_on_gpus_no_batch_normalisation(self, monkeypatch):
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+        assert ops.fast.__wrapped__().standardize is standardize
+
     @pytest.mark.parametrize("compiled", [False, True])
     def test_of_group_norm_and_relu(self, compiled):
         def exact(x, gamma, beta):
