@@ -1,6 +1,8 @@
 # make run     set up, run every page, leave the executed pages in build/
 # make check   set up, lint, run the fast tests: before every commit
 # make test    set up, lint, run every test and every page: before every push
+# make test-code   the half of it that runs no page
+# make test-pages  the other half: every page, with other parameters, and compared with its stored outputs
 # make lint    set up, check format, style, layers and types
 # make lab     open the pages in JupyterLab
 # make html    write the stored pages as HTML to build/html
@@ -16,7 +18,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run check test lint lab html site slides pages student matrix soak bench clean
+.PHONY: run check test test-code test-pages lint lab html site slides pages student matrix soak bench clean
 
 run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
@@ -24,8 +26,13 @@ run: .venv/installed
 check: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: lint test-code test-pages
+
+test-code: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/test_pages.py
+
+test-pages: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/test_pages.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 lint: .venv/installed
