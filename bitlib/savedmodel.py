@@ -309,7 +309,7 @@ def port(
         source, head: as for `bitlib.load`.
         directory, freeze, jit_compile, format, options: as for `export`.
         input_range: as for `export`; None for that of the old module if `source` is a hub handle, and
-            [-1, 1] otherwise.
+            [-1, 1] otherwise. A file that takes `uint8` has none.
 
     Returns:
         The folder of the SavedModel, or the file.
@@ -322,5 +322,6 @@ def port(
     _check(directory, input_range or (-1, 1), freeze, jit_compile, format, options)
     found = checkpoint.find(source)
     model, _ = _checked(found, head)
-    input_range = input_range or found.card.input_range
-    return export(model, directory, input_range, freeze, jit_compile, format=format, **options)
+    if not options.get("uint8"):
+        input_range = input_range or found.card.input_range
+    return export(model, directory, input_range or (-1, 1), freeze, jit_compile, format=format, **options)
