@@ -159,6 +159,7 @@ class TestFolder:
             datasets.folder(tmp_path)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_memory_for_a_folder_is_that_of_few_pictures(tmp_path):
     for index in range(8):

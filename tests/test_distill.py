@@ -200,6 +200,7 @@ class Stop(Exception):
 
 
 class TestResume:
+    @pytest.mark.slow
     def test_to_the_bit(self, images, tmp_path, monkeypatch):
         """With dropout and batch normalisation, whose states are saved too."""
         teacher = small(0)

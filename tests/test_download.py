@@ -225,6 +225,7 @@ class TestBroken:
         assert kept(cache) == []
         assert len(server.requests) == download.ATTEMPTS
 
+    @pytest.mark.slow
     def test_a_silent_server(self, server, content, cache, monkeypatch):
         monkeypatch.setenv("BITLIB_TIMEOUT", "1")
         monkeypatch.setattr(download, "ATTEMPTS", 2)

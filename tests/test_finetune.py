@@ -343,6 +343,7 @@ class TestResume:
         with pytest.raises(ValueError, match="^checkpoints: .*cannot be read .*delete it to begin anew"):
             finetune.fit(model, examples, a_plan(), checkpoints=tmp_path)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["optimizer/3", "resnet/head/conv2d/bias"])
     def test_a_file_of_other_shapes_is_refused_and_named(self, small_npz, examples, tmp_path, name):
         model = bitlib.load(small_npz, head=3)

@@ -201,6 +201,7 @@ def spoilt(number, arrays):
     return kind, {"bytes": spoil_bytes, "fields": spoil_fields}.get(kind, lambda rng, data: data)(rng, data)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::SyntaxWarning", "ignore::DeprecationWarning")
 def test_spoilt_checkpoints_read_as_written_or_are_refused(tmp_path, arrays):
     path = tmp_path / "x.npz"

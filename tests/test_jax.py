@@ -59,6 +59,7 @@ def forward(arrays, images):
 class TestReference:
     """The lines of NumPy in another namespace."""
 
+    @pytest.mark.slow
     def test_it_jits_and_agrees(self, small_arrays, images):
         expected = reference.forward(small_arrays, images)
         found = jax.jit(forward)(small_arrays, images)

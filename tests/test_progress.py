@@ -37,6 +37,7 @@ def test_not_shown_it_draws_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_quiet_start_writes_nothing_to_stderr():
     code = "from bitlib import pages; pages.quiet(); import tensorflow, tensorflow_hub, sys; print('ready')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -66,6 +66,7 @@ def test_pages_are_otherwise_as_they_are(published):
         assert [cell.metadata.tags for cell in changed] == [["install"]]
 
 
+@pytest.mark.slow
 def test_hand_outs_lead_to_themselves(tmp_path):
     student = tmp_path / "student"
     subprocess.run([sys.executable, ROOT / "scripts" / "student.py", student], check=True)

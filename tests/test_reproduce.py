@@ -34,6 +34,7 @@ def test_a_chief_is_a_machine_too(monkeypatch, jobs, several):
     assert (reproduce.strategy_of_machine() == "several machines") == several
 
 
+@pytest.mark.slow
 def test_records_to_train_on_and_a_folder_to_test_on(small_npz, tmp_path):
     for index in range(9):
         path = tmp_path / "pictures" / "test" / "abc"[index % 3] / f"{index}.png"

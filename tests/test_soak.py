@@ -29,6 +29,7 @@ def test_it_goes_on_and_counts(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_page_runs_as_on_another_processor(monkeypatch):
     """What a setting sets reaches the page; a page that fails is told as failed."""
     monkeypatch.setitem(soak.SETTINGS, "odd", {"PYTEST_ADDOPTS": "--no-such-option"})

@@ -64,9 +64,11 @@ class TestFind:
 
 
 class TestNote:
-    @pytest.fixture
-    def tuned(self, small_npz):
-        model = bitlib.load(small_npz, head=NAMES)
+    @pytest.fixture(scope="class")
+    def tuned(self, small_arrays, tmp_path_factory):
+        path = tmp_path_factory.mktemp("tuned") / "small.npz"
+        np.savez(path, **small_arrays)
+        model = bitlib.load(path, head=NAMES)
         examples = np.random.default_rng(0).uniform(-1, 1, (6, 40, 40, 3)).astype("float32"), np.arange(6) % 3
         plan = hyperrule.plan(6, 40, batch_size=4, steps=2, resize=44, crop=40)
         finetune.fit(model, examples, plan, verbose=0)

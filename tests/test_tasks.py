@@ -125,6 +125,7 @@ class TestProtocol:
         ]
 
 
+@pytest.mark.slow
 def test_pictures_are_what_images_read():
     for name in tasks.TASKS:
         assert images.read(datasets.labelled(name)[0][0]).shape[-1] == 3
