@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 PEERS_PYTHON = Path(__file__).parent.parent / ".venv-bench" / "bin" / "python"
 STEPS = 5
 BATCH = 16
+ROUNDS = 3
 
 KINDS = {
     "convolutions": ("Conv2D", "mkldnn_convolution"),
@@ -30,6 +32,7 @@ KINDS = {
     "update of weights": ("KerasMomentum", "Optimizer.step"),
 }
 """What the names of operations contain, TensorFlow's and PyTorch's; a name is of the last kind that fits."""
+REST = "GroupNorm and the rest"
 
 
 def by_kind(times: Iterable[tuple[str, float]], whole: float) -> dict[str, float]:
@@ -39,7 +42,7 @@ def by_kind(times: Iterable[tuple[str, float]], whole: float) -> dict[str, float
         fits = [kind for kind, words in KINDS.items() if any(word in name for word in words)]
         if fits:
             found[fits[-1]] += milliseconds
-    return {**found, "GroupNorm and the rest": whole - sum(found.values()), "whole": whole}
+    return {**found, REST: whole - sum(found.values()), "whole": whole}
 
 
 def ours(size: int) -> dict[str, float]:
@@ -91,24 +94,29 @@ def timms(size: int) -> dict[str, float]:
     return min(map(profiled, ("timm", "timm channels_last")), key=lambda found: found["whole"])
 
 
+def one(side: str, size: int) -> dict[str, float]:
+    """The times of one side, in a process of its own."""
+    run = subprocess.run(
+        [str(PEERS_PYTHON if side == "timm" else sys.executable), __file__, side, str(size)],
+        capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    if run.returncode:
+        sys.exit(run.stderr[-1000:])
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 def main() -> None:
-    """Print one side's times as JSON, or both as a table."""
+    """Print one side's times as JSON, or both as a table: the medians of some rounds."""
     if len(sys.argv) == 3:
         print(json.dumps({"ours": ours, "timm": timms}[sys.argv[1]](int(sys.argv[2]))))
         return
-    columns = {}
-    for size in (128, 224):
-        for side, python in (("ours", sys.executable), ("timm", PEERS_PYTHON)):
-            run = subprocess.run(
-                [str(python), __file__, side, str(size)], capture_output=True, text=True,
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            )  # fmt: skip
-            if run.returncode:
-                sys.exit(run.stderr[-1000:])
-            columns[f"{side}, {size} px"] = json.loads(run.stdout.splitlines()[-1])
-    print(f"| of a step, ms | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    for kind in next(iter(columns.values())):
-        print(f"| {kind} | {' | '.join(f'{found[kind]:.0f}' for found in columns.values())} |")
+    columns = [(side, size) for size in (128, 224) for side in ("ours", "timm")]
+    rounds = [[one(*column) for column in columns] for _ in range(ROUNDS)]
+    print(f"| of a step, ms | {' | '.join(f'{side}, {size} px' for side, size in columns)} |")
+    print(f"|---|{'---:|' * len(columns)}")
+    for kind in (*KINDS, REST, "whole"):
+        medians = [statistics.median(found[kind] for found in runs) for runs in zip(*rounds, strict=True)]
+        print(f"| {kind} | {' | '.join(f'{median:.0f}' for median in medians)} |")
 
 
 if __name__ == "__main__":
