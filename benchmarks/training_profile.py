@@ -36,7 +36,7 @@ REST = "GroupNorm and the rest"
 
 
 def by_kind(times: Iterable[tuple[str, float]], whole: float) -> dict[str, float]:
-    """Times of operations by name -> by kind; what is left of the whole is mostly GroupNorm."""
+    """Milliseconds of operations by name -> by kind; what is left of the whole is mostly GroupNorm."""
     found: Counter = Counter()
     for name, milliseconds in times:
         fits = [kind for kind, words in KINDS.items() if any(word in name for word in words)]
@@ -64,11 +64,13 @@ def ours(size: int) -> dict[str, float]:
         tf.profiler.experimental.stop()
         (file,) = Path(folder).rglob("*.xplane.pb")
         space = xplane_pb2.XSpace.FromString(file.read_bytes())
-    events = [(plane, event) for plane in space.planes for line in plane.lines for event in line.events]
     times = [
-        (plane.event_metadata[event.metadata_id].name, event.duration_ps / 1e9) for plane, event in events
+        (plane.event_metadata[event.metadata_id].name, event.duration_ps / 1e9 / STEPS)
+        for plane in space.planes
+        for line in plane.lines
+        for event in line.events
     ]
-    return by_kind(((name, total / STEPS) for name, total in times), 1e3 * whole / STEPS)
+    return by_kind(times, 1e3 * whole / STEPS)
 
 
 def timms(size: int) -> dict[str, float]:
@@ -84,8 +86,8 @@ def timms(size: int) -> dict[str, float]:
             for _ in range(STEPS):
                 step()
             whole = time.perf_counter() - started
-        # The optimizer's step is named as a whole, everything else by itself.
         times = [
+            # The optimizer's step is named as a whole, everything else by itself.
             (event.key, event.cpu_time_total if "Optimizer" in event.key else event.self_cpu_time_total)
             for event in profile.key_averages()
         ]
