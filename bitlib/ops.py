@@ -43,17 +43,11 @@ def standardize(kernel: Tensor) -> Tensor:
         code: filters of variance 1e-8 come out with a variance of 0.99, not 1.
     """
     filters = ops.reshape(kernel, (-1, kernel.shape[-1]))
-    centred, scale = centred_and_scale(filters)
-    return ops.reshape(centred * scale, kernel.shape)
-
-
-def centred_and_scale(filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Filters `[weights, channels]` less their mean, and `1 / sqrt(variance + 1e-10)` of each."""
     centred = filters - column_means(filters)
     # What is left of the mean: its last digit counts where it is large against the spread.
     mean = column_means(centred)
     variance = column_means(ops.square(centred)) - ops.square(mean)
-    return centred - mean, ops.rsqrt(variance + 1e-10)
+    return ops.reshape((centred - mean) * ops.rsqrt(variance + 1e-10), kernel.shape)
 
 
 def group_norm_relu(
