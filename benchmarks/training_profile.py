@@ -17,10 +17,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-PEERS_PYTHON = Path(__file__).parent.parent / ".venv-bench" / "bin" / "python"
+from run import PEERS_PYTHON
+
 STEPS = 5
 BATCH = 16
 ROUNDS = 3
@@ -45,6 +46,14 @@ def by_kind(times: Iterable[tuple[str, float]], whole: float) -> dict[str, float
     return {**found, REST: whole - sum(found.values()), "whole": whole}
 
 
+def milliseconds(step: Callable) -> float:
+    """Of one of `STEPS` steps."""
+    started = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return 1e3 * (time.perf_counter() - started) / STEPS
+
+
 def ours(size: int) -> dict[str, float]:
     """Milliseconds of one step by kind."""
     import tensorflow as tf
@@ -56,12 +65,8 @@ def ours(size: int) -> dict[str, float]:
     step = side.training("R50x1", BATCH, size, "live")
     step(), step()
     with tempfile.TemporaryDirectory() as folder:
-        tf.profiler.experimental.start(folder)
-        started = time.perf_counter()
-        for _ in range(STEPS):
-            step()
-        whole = time.perf_counter() - started
-        tf.profiler.experimental.stop()
+        with tf.profiler.experimental.Profile(folder):
+            whole = milliseconds(step)
         (file,) = Path(folder).rglob("*.xplane.pb")
         space = xplane_pb2.XSpace.FromString(file.read_bytes())
     times = [
@@ -70,7 +75,7 @@ def ours(size: int) -> dict[str, float]:
         for line in plane.lines
         for event in line.events
     ]
-    return by_kind(times, 1e3 * whole / STEPS)
+    return by_kind(times, whole)
 
 
 def timms(size: int) -> dict[str, float]:
@@ -82,16 +87,13 @@ def timms(size: int) -> dict[str, float]:
         step = peers.training("R50x1", BATCH, size, variant)
         step(), step()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            started = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            whole = time.perf_counter() - started
+            whole = milliseconds(step)
         times = [
             # The optimizer's step is named as a whole, everything else by itself.
             (event.key, event.cpu_time_total if "Optimizer" in event.key else event.self_cpu_time_total)
             for event in profile.key_averages()
         ]
-        return by_kind(((name, total / 1e3 / STEPS) for name, total in times), 1e3 * whole / STEPS)
+        return by_kind(((name, total / 1e3 / STEPS) for name, total in times), whole)
 
     return min(map(profiled, ("timm", "timm channels_last")), key=lambda found: found["whole"])
 

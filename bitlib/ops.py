@@ -182,8 +182,9 @@ def _compiled(function):
 def _standardize(kernel):
     """As `standardize`, of float32: a batch normalisation over the weights of each filter.
 
-    TensorFlow computes it, and its gradient, in a third of the passes over memory. Where a filter's mean is
-    a hundred times its spread, which no training leads to, it is right to 1e-4, otherwise to 2e-6.
+    TensorFlow computes it, and its gradient, in a third of the passes over memory. It is right to 2e-6 where
+    a filter's mean is no larger than its spread, as in trained kernels, and loses digits with the ratio:
+    right to 1e-4 where the mean is a hundred times the spread.
     """
     channels = kernel.shape[-1]
     ones, zeros = tf.ones(channels), tf.zeros(channels)

@@ -322,6 +322,5 @@ def port(
     _check(directory, input_range or (-1, 1), freeze, jit_compile, format, options)
     found = checkpoint.find(source)
     model, _ = _checked(found, head)
-    if not options.get("uint8"):
-        input_range = input_range or found.card.input_range
-    return export(model, directory, input_range or (-1, 1), freeze, jit_compile, format=format, **options)
+    of_source = (-1, 1) if options.get("uint8") else found.card.input_range
+    return export(model, directory, input_range or of_source, freeze, jit_compile, format=format, **options)

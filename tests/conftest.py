@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitlib import checkpoint
+from bitlib import checkpoint, zoo
 from bitlib.checkpoint import Architecture
 
 PEAK = """
@@ -67,6 +67,26 @@ def small_npz(tmp_path, small_arrays):
 @pytest.fixture
 def images():
     return np.random.default_rng(3).uniform(-1, 1, (2, 40, 56, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch, small_npz):
+    """A mirror that has small networks under published names."""
+    folder = tmp_path / "published"
+    for name in (
+        "BiT-M-R50x1",
+        "BiT-M-R50x1-ILSVRC2012",
+        "R50x1_224",
+        "R50x1_160",
+        "R152x2_T_224",
+        "R152x2_T_384",
+    ):
+        file = folder / zoo.card(name).file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(small_npz.read_bytes())
+    monkeypatch.setenv("BITLIB_MIRROR", str(folder))
+    monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 from packaging.version import Version
 
 import bitlib
-from bitlib import labels, reference, savedmodel, zoo
+from bitlib import labels, reference, savedmodel
 from bitlib import onnx as writer
 from bitlib.checkpoint import Architecture, CheckpointError, array_name
 from tests.conftest import SMALL, random_arrays
@@ -322,12 +322,7 @@ class TestPort:
         expected = reference.forward(small_arrays, pixels / 127.5 - 1, head=False)
         assert error(open_vino(path)(pixels), expected) < 1e-5
 
-    def test_pixels_are_pixels_whatever_the_handle_took(self, small_npz, small_arrays, tmp_path, monkeypatch):
-        monkeypatch.setenv("BITLIB_MIRROR", str(tmp_path / "mirror"))
-        monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
-        file = tmp_path / "mirror" / zoo.card("BiT-M-R50x1").file
-        file.parent.mkdir(parents=True)
-        file.write_bytes(small_npz.read_bytes())
+    def test_pixels_are_pixels_whatever_the_handle_took(self, published, small_arrays, tmp_path):
         handle = "google/bit/m-r50x1/1"  # a feature extractor of images in [0, 1]
         path = bitlib.port(handle, tmp_path / "m.onnx", format="onnx", uint8=True)
         pixels = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), np.uint8)

@@ -295,26 +295,6 @@ class TestPort:
         assert not (tmp_path / "m").exists()
 
 
-@pytest.fixture
-def published(tmp_path, monkeypatch, small_npz):
-    """A mirror that has small networks under published names."""
-    folder = tmp_path / "published"
-    for name in (
-        "BiT-M-R50x1",
-        "BiT-M-R50x1-ILSVRC2012",
-        "R50x1_224",
-        "R50x1_160",
-        "R152x2_T_224",
-        "R152x2_T_384",
-    ):
-        file = folder / zoo.card(name).file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(small_npz.read_bytes())
-    monkeypatch.setenv("BITLIB_MIRROR", str(folder))
-    monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
-    return folder
-
-
 class TestHandles:
     def test_a_feature_handle_loads_features(self, published, images):
         features = bitlib.load("google/bit/m-r50x1/1")
