@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -33,28 +35,88 @@ def check_input_range(input_range: tuple[float, float]) -> None:
         raise ValueError(f"input_range: expected (-1, 1) or (0, 1), received {input_range!r}")
 
 
+SMALLEST = 32
+"""Height and width, in pixels, of the smallest images that a network takes: its last block has one pixel then."""
+
+
+def check_images(images: Any) -> None:
+    """Check what is given to a network as images; every door of the package does so here.
+
+    Args:
+        images: an array or tensor of any library. Of a symbolic one, which has no values yet, the known part
+            of the shape is checked.
+
+    Raises:
+        ValueError: not float `[N, H, W, 3]` in [-1, 1], N at least 1, H and W at least 32; NaN or infinite.
+
+    Warns:
+        UserWarning: as `check_range`.
+    """
+    shape = getattr(images, "shape", None)
+    if shape is None or not hasattr(images, "dtype"):
+        raise ValueError(
+            f"images: expected float [N, H, W, 3] in [-1, 1], received {_described(images)}; "
+            "bitlib.images.batch([...], model.card) reads and prepares pictures"
+        )
+    if getattr(shape, "rank", 0) is not None:  # TensorFlow's tensors may not know how many axes they have
+        _check_shape(list(shape))
+    check_range(images)
+
+
+def _described(value: Any) -> str:
+    """The kind of a value, as a message says it."""
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)} {type(value[0]).__name__ if value else ''}"
+    return f"{value!r:.60}" if isinstance(value, (str, bytes, int, float)) else type(value).__name__
+
+
+def _check_shape(shape: list) -> None:
+    """Check a shape, of whose numbers some may not be known (None)."""
+    advice = "bitlib.images.batch([...], model.card) reads and prepares pictures"
+    if len(shape) == 3 and shape[-1] in (1, 3, 4):
+        advice = f"one picture without the batch's axis? images[None]; {advice}"
+    elif len(shape) == 4 and shape[1] == 3 != shape[3]:
+        advice = "channels first? numpy.transpose(images, (0, 2, 3, 1))"
+    elif len(shape) == 3 or (len(shape) == 4 and shape[-1] == 1):
+        advice = f"grey pictures? three equal channels are RGB; {advice}"
+    if len(shape) != 4 or shape[-1] not in (3, None):
+        raise ValueError(f"images: expected shape [N, H, W, 3], received {shape}; {advice}")
+    if shape[0] == 0:
+        raise ValueError(f"images: expected at least one, received none (shape {shape})")
+    if any(side is not None and side < SMALLEST for side in shape[1:3]):
+        raise ValueError(
+            f"images: expected height and width of at least {SMALLEST} pixels, received {shape[1]}×{shape[2]}; "
+            f"{advice}"
+        )
+
+
 def check_range(images: ArrayLike) -> None:
     """Catch images that are not in [-1, 1], which a network would take without a word.
 
     Args:
-        images: an array or eager tensor. Symbolic ones have no values yet and pass.
+        images: an array or tensor of any shape. Symbolic ones have no values yet; their dtype alone is checked.
 
     Raises:
-        ValueError: not floating point, or values beyond ±16: surely [0, 255].
+        ValueError: not floating point; NaN or infinite; or values beyond ±16: surely [0, 255].
 
     Warns:
         UserWarning: all values lie in [0, 1]: likely [0, 1], though a very bright image looks the same.
     """
-    if not isinstance(images, np.ndarray) and not hasattr(images, "numpy"):
-        return
-    values = np.asarray(images)
-    if values.dtype.kind in "iub":
+    dtype = re.findall(r"\w+", str(images.dtype))[-1]  # of `torch.uint8`, `<dtype: 'uint8'>`, `uint8`
+    if "float" not in dtype:
         raise ValueError(
-            f"images: expected floats in [-1, 1], received {values.dtype}; divide by 127.5, subtract 1"
+            f"images: expected floats in [-1, 1], received {dtype}; if they are in [0, 255], divide by 127.5 "
+            "and subtract 1"
         )
-    if values.size == 0:
+    values = _values(images)
+    if values is None or values.size == 0:
         return
     low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"images: expected finite numbers in [-1, 1], received NaN or infinity in "
+            f"{np.count_nonzero(~np.isfinite(values)):,} of {values.size:,} values"
+        )
     if max(-low, high) > 16:
         raise ValueError(
             f"images: expected floats in [-1, 1], received values from {low:.4g} to {high:.4g}; "
@@ -66,6 +128,19 @@ def check_range(images: ArrayLike) -> None:
             "if they were scaled to [0, 1], multiply by 2 and subtract 1",
             stacklevel=2,
         )
+
+
+def _values(images: Any) -> np.ndarray | None:
+    """The values of an array or tensor; None of a symbolic one."""
+    if isinstance(images, np.ndarray):
+        return images
+    if hasattr(images, "detach"):  # PyTorch's, perhaps with a gradient or on a GPU
+        images = images.detach().cpu()
+    try:
+        values = np.asarray(images)
+    except (TypeError, ValueError, NotImplementedError):  # as tracers of JAX, TensorFlow and Keras answer
+        return None
+    return values.astype(np.float32) if values.dtype.kind not in "f" else values  # bfloat16
 
 
 def are_vectors(examples: Any) -> bool:
