@@ -36,7 +36,7 @@ def check_input_range(input_range: tuple[float, float]) -> None:
 
 
 SMALLEST = 32
-"""Height and width, in pixels, of the smallest images that a network takes: its last block has one pixel then."""
+"""Height and width, in pixels, of the smallest images that a network takes: block 4 then has one pixel."""
 
 
 def check_images(images: Any) -> None:
@@ -85,8 +85,7 @@ def _check_shape(shape: list) -> None:
         raise ValueError(f"images: expected at least one, received none (shape {shape})")
     if any(side is not None and side < SMALLEST for side in shape[1:3]):
         raise ValueError(
-            f"images: expected height and width of at least {SMALLEST} pixels, received {shape[1]}×{shape[2]}; "
-            f"{advice}"
+            f"images: expected height and width of at least {SMALLEST} pixels, received {shape[1]}×{shape[2]}"
         )
 
 
@@ -94,7 +93,7 @@ def check_range(images: ArrayLike) -> None:
     """Catch images that are not in [-1, 1], which a network would take without a word.
 
     Args:
-        images: an array or tensor of any shape. Symbolic ones have no values yet; their dtype alone is checked.
+        images: an array or tensor of any shape; of a symbolic one, without values yet, the dtype is checked.
 
     Raises:
         ValueError: not floating point; NaN or infinite; or values beyond ±16: surely [0, 255].
