@@ -5,6 +5,9 @@
 """
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 
 __version__ = "0.1.0"
 
@@ -34,6 +37,31 @@ _MODULES = (
     "zoo",
 )
 __all__ = [*_HOMES, *_MODULES]
+
+
+class _AfterKeras(importlib.abc.MetaPathFinder):
+    """Makes Keras know our layers once somebody imports it, so that its `load_model` reads `.keras` files."""
+
+    def find_spec(self, name, path, target=None):
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def import_both(module):
+                execute(module)
+                importlib.import_module("bitlib.model")
+
+            vars(spec.loader)["exec_module"] = import_both
+        return spec
+
+
+if "keras" in sys.modules:
+    importlib.import_module("bitlib.model")
+else:
+    sys.meta_path.insert(0, _AfterKeras())
 
 
 def __getattr__(name: str):

@@ -212,35 +212,6 @@ def opened(path: str | os.PathLike) -> Iterator[tensors.Arrays]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read a checkpoint, checking everything about it.
-
-    Args:
-        path: a `.npz` in the published layout, or a `.safetensors` with the names of timm or transformers.
-            Numbered names (`standardized_conv2d_17/kernel`) are normalised. Arrays are never unpickled.
-
-    Returns:
-        The arrays by name, float32, in the order of the network.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: it is a `.safetensors`, and that package is not installed.
-        CheckpointError: not such a file, truncated, corrupt or empty; or an array is missing, unexpected,
-            duplicate, pickled, of another shape or dtype, or holds NaN or infinity.
-    """
-    with opened(path) as archive:
-        return dict(archive)
-
-
-def shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's arrays, in the order of the network, without reading the data.
-
-    Raises: as `read`, but for what only the data can tell.
-    """
-    with opened(path) as archive:
-        return layout(archive.architecture)
-
-
 NOTE = "bitlib"
 """The key of a note: of JSON in a zip's comment, or in the metadata of a `.safetensors`."""
 

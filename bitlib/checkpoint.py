@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,11 @@ import numpy as np
 
 from bitlib import archive, store, zoo
 from bitlib.archive import Archive as Archive
-from bitlib.archive import opened, read, shapes
-from bitlib.digests import sha256
-from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
+from bitlib.layout import HEAD, KERAS, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
 from bitlib.paths import expanded, is_file
 from bitlib.store import fetch, fetch_file, prefetch
+from bitlib.tensors import Arrays
+from bitlib.zoo import Source as Source
 
 if TYPE_CHECKING:
     import keras
@@ -30,30 +30,10 @@ if TYPE_CHECKING:
     from bitlib.model import BiT
 
 __all__ = [  # the names of the rooms below that are called from here
-    "HEAD", "ROOT", "Architecture", "Archive", "CheckpointError", "Source", "array_name", "assign", "check",
+    "HEAD", "ROOT", "Architecture", "Archive", "CheckpointError", "Source", "assign", "check",
     "fetch", "fetch_file", "find", "infer", "layout", "load", "opened", "prefetch", "read", "resolve", "save",
     "shapes",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the weights of a model come from.
-
-    Attributes:
-        card: what is known of the model; of a handle, also what that module took and gave.
-        path: the file.
-        verified: its SHA-256, where it was compared when the file was found.
-    """
-
-    card: zoo.Card
-    path: Path
-    verified: str | None = None
-
-    @cached_property
-    def sha256(self) -> str:
-        """The SHA-256 of the file, in hexadecimal; computed once, if it is asked for."""
-        return self.verified or sha256(self.path)
 
 
 def find(source: str | os.PathLike | Source) -> Source:
@@ -84,11 +64,6 @@ def resolve(source: str | os.PathLike) -> Path:
     return find(source).path
 
 
-def array_name(variable: keras.Variable) -> str:
-    """The name in a `.npz` of a variable of a `bitlib.model.BiT`: its path, under `resnet`."""
-    return "resnet/" + variable.path.partition("/")[2]
-
-
 def assign(model: BiT, arrays: Mapping[str, np.ndarray]) -> None:
     """Set every weight of a model from arrays of the same names, or none at all.
 
@@ -96,7 +71,7 @@ def assign(model: BiT, arrays: Mapping[str, np.ndarray]) -> None:
         CheckpointError: arrays are missing, unexpected, of another shape or not finite; the model is
             then as it was.
     """
-    fill({array_name(variable): variable for variable in model.variables}, arrays)
+    fill(model.arrays, arrays)
 
 
 def fill(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarray]) -> None:
@@ -107,6 +82,80 @@ def fill(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarra
         archive.require_finite(name, array)
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+class KerasFile(Arrays):
+    """The arrays of a model in a `.keras` file, by their published names; and `card`, the model's."""
+
+    def __init__(self, path: Path):
+        import keras
+
+        from bitlib.model import BiT
+
+        try:
+            model = keras.saving.load_model(path, compile=False)
+        except Exception as error:  # Keras raises whatever it meets in a file
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"{path}: not a .keras file that can be read ({reason[:200]})") from error
+        if not isinstance(model, BiT):
+            raise CheckpointError(
+                f"{path}: holds a Keras model of class {type(model).__name__}, expected a bitlib.model.BiT; "
+                "keras.saving.load_model loads any other"
+            )
+        self._model = model
+        self.architecture = Architecture(model.units, model.width, model.num_classes)
+        self.shapes = {name: tuple(variable.shape) for name, variable in model.arrays.items()}
+        self.card = model.card
+        if self.card:
+            _check_noted(path, {name: value for name, value in asdict(self.card).items() if name in NOTED})
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        from keras import ops
+
+        array = ops.convert_to_numpy(self._model.arrays[name])
+        archive.require_finite(name, array)
+        return array
+
+
+@contextmanager
+def opened(path: str | os.PathLike) -> Iterator[Arrays]:
+    """Open a file as a mapping that gives one array at a time. Raises as `read`, in the body too."""
+    file = archive.existing(path)
+    if file.suffix == KERAS and file.is_file():
+        yield KerasFile(file)
+    else:
+        with archive.opened(file) as arrays:
+            yield arrays
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read a checkpoint, checking everything about it.
+
+    Args:
+        path: a `.npz` in the published layout, a `.safetensors` with the names of timm or transformers, or a
+            `.keras` that Keras wrote of a `bitlib.model.BiT`. Numbered names
+            (`standardized_conv2d_17/kernel`) are normalised. Arrays are never unpickled.
+
+    Returns:
+        The arrays by name, float32, in the order of the network.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: it is a `.safetensors`, and that package is not installed.
+        CheckpointError: not such a file, truncated, corrupt or empty; or an array is missing, unexpected,
+            duplicate, pickled, of another shape or dtype, or holds NaN or infinity.
+    """
+    with opened(path) as arrays:
+        return dict(arrays)
+
+
+def shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's arrays, in the order of the network, without reading the data.
+
+    Raises: as `read`, but for what only the data can tell.
+    """
+    with opened(path) as arrays:
+        return layout(arrays.architecture)
 
 
 NOTED = ("resolution", "short_side", "antialias", "activation", "labels", "class_names", "trained_on")
@@ -121,6 +170,12 @@ def _is_text(value) -> bool:
 def _noted(path: Path) -> dict:
     """The fields of the card that a file written by `save` carries; none for any other file."""
     fields = archive.read_note(path)
+    _check_noted(path, fields)
+    return fields | ({"class_names": tuple(fields["class_names"])} if "class_names" in fields else {})
+
+
+def _check_noted(path: Path, fields: Mapping) -> None:
+    """Check what a file says of the model. Raises `CheckpointError` for what no card can have."""
 
     def pixels(value) -> bool:
         return type(value) is int and 32 <= value <= 10_000
@@ -131,13 +186,12 @@ def _noted(path: Path) -> dict:
         "antialias": lambda value: isinstance(value, bool),
         "activation": ("softmax", "sigmoid").__contains__,
         "labels": lambda value: isinstance(value, str) and value in zoo.CLASS_LISTS,
-        "class_names": lambda names: isinstance(names, list) and names and all(map(_is_text, names)),
+        "class_names": lambda names: isinstance(names, (list, tuple)) and names and all(map(_is_text, names)),
         "trained_on": _is_text,
     }
     for name, value in fields.items():
-        if name not in right or not right[name](value):
+        if value is not None and (name not in right or not right[name](value)):
             raise CheckpointError(f"{path}: the note about the model that it carries is damaged ({name})")
-    return fields | ({"class_names": tuple(fields["class_names"])} if "class_names" in fields else {})
 
 
 def load(
@@ -171,6 +225,7 @@ def load(
     from bitlib.model import BiT
 
     with opened(source.path) as arrays:
+        card = getattr(arrays, "card", None) or card
         units, width, num_classes = arrays.architecture
         if head == "keep":
             if num_classes is None:
@@ -183,8 +238,7 @@ def load(
             num_classes = head if isinstance(head, int) else None
             card = replace(card, num_classes=num_classes, labels=None, class_names=class_names, top1=None)
         model = BiT(units, width, num_classes, kernel_initializer="zeros", dtype=dtype)
-        for variable in model.variables:
-            name = array_name(variable)
+        for name, variable in model.arrays.items():
             if name not in HEAD or head == "keep":
                 variable.assign(arrays[name])
     model.source, model.card = source, card
@@ -217,5 +271,6 @@ def save(model: BiT, path: str | os.PathLike) -> Path:
         path: where to; replaced only once the new file is complete. Its suffix says which.
     """
     fields = {name: getattr(model.card, name) for name in NOTED} if model.card else {}
-    arrays = {array_name(variable): variable for variable in model.variables}
-    return archive.write(path, arrays, {name: value for name, value in fields.items() if value is not None})
+    return archive.write(
+        path, model.arrays, {name: value for name, value in fields.items() if value is not None}
+    )

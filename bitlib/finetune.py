@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bitlib import augment, checkpoint, loop, ops, zoo
+from bitlib import augment, loop, ops, zoo
 from bitlib.hyperrule import Plan
 from bitlib.inputs import are_vectors, whole
 from bitlib.model import BiT
@@ -218,14 +218,14 @@ def _trainable(model: BiT, freeze: str | None) -> list:
     """The variables to train. One that its owner marked otherwise is an error, not a silent exception."""
     order = ("root_block", "block1", "block2", "block3", "block4", "group_norm", "head")
     last = -1 if freeze is None else 5 if freeze == "backbone" else FREEZABLE.index(freeze)
-    chosen = [v for v in model.variables if order.index(checkpoint.array_name(v).split("/")[1]) > last]
-    off = [v for v in chosen if not v.trainable]
+    chosen = {name: v for name, v in model.arrays.items() if order.index(name.split("/")[1]) > last}
+    off = [name for name, variable in chosen.items() if not variable.trainable]
     if off:
         raise ValueError(
             f"model: {len(off)} of the {len(chosen)} arrays to train are marked as not trainable, "
-            f"{checkpoint.array_name(off[0])} first; set model.trainable = True, or say freeze=..."
+            f"{off[0]} first; set model.trainable = True, or say freeze=..."
         )
-    return chosen
+    return list(chosen.values())
 
 
 class MomentumSGD(keras.optimizers.SGD):

@@ -89,7 +89,7 @@ def _check_shape(shape: list) -> None:
         )
 
 
-def check_range(images: ArrayLike) -> None:
+def check_range(images: Any) -> None:
     """Catch images that are not in [-1, 1], which a network would take without a word.
 
     Args:

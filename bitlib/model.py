@@ -2,37 +2,37 @@
 
 BiT (arXiv 1912.11370, section 2.1) is the ResNet-v2 of arXiv 1603.05027 in which every batch
 normalisation is a GroupNorm (arXiv 1803.08494) and every convolution but the head has its kernel
-standardised (arXiv 1903.10520). Layers are named so that the `path` of every variable *is* the name
-of its array in a published `.npz`; porting needs no table of renames.
+standardised (arXiv 1903.10520). It is a functional Keras model, on any backend. The `path` of every variable
+is the name of its array in a published `.npz`, but for one replacement (`BiT.arrays`); porting needs no table
+of renames.
 
 This module knows Keras and nothing of files. How the two operations are computed fast is in `bitlib.ops`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from keras import ops
-from tensorflow import Tensor
 
-from bitlib.inputs import check_range
+from bitlib.inputs import check_images
 from bitlib.layout import UNITS
 from bitlib.ops import NUM_GROUPS, PLAIN
 from bitlib.ops import group_norm_relu as group_norm_relu
 from bitlib.ops import standardize as standardize
-
-if TYPE_CHECKING:
-    from bitlib.zoo import Card
+from bitlib.zoo import Card, Source
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
 class StandardizedConv2D(keras.layers.Conv2D):
     """A convolution without bias whose kernel is standardised each time it is used.
 
-    All sides are padded by half the kernel. With a stride, TensorFlow's "same" would pad bottom and
+    All sides are padded by half the kernel. With a stride, Keras' "same" would pad bottom and
     right only and so shift the image; there the padding is a step of its own.
     """
 
@@ -40,18 +40,72 @@ class StandardizedConv2D(keras.layers.Conv2D):
 
     def __init__(self, filters: int, kernel_size: int | tuple, strides: int | tuple = 1, **kwargs: Any):
         kwargs |= {"use_bias": False, "padding": "same" if strides in (1, (1, 1)) else "valid"}
-        super().__init__(filters, kernel_size, strides, **kwargs)
+        super().__init__(filters, kernel_size, strides, **kwargs | {"data_format": "channels_last"})
 
     def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
         # The standardisation needs float32 under every dtype policy: float16 loses variances of 1e-8.
         return super().add_weight(*args, **kwargs, autocast=False)
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        kernel = self.operations.standardize(tf.convert_to_tensor(kernel))
+        kernel = self.operations.standardize(ops.convert_to_tensor(kernel))
         height, width = (size // 2 for size in self.kernel_size)
         if self.padding == "valid" and (height or width):
             inputs = ops.pad(inputs, ((0, 0), (height, height), (width, width), (0, 0)))
         return super().convolution_op(inputs, ops.cast(kernel, inputs.dtype))
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return _strided(input_shape, self.strides[0], self.filters)
+
+
+@keras.saving.register_keras_serializable(package="bitlib")
+class Root(keras.layers.Layer):
+    """The 7×7 convolution and the 3×3 pool, each of stride 2.
+
+    Its config holds what is known of the model, `about`, so that this survives whatever Keras does: copies,
+    clones, `.keras` files.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_initializer: str = "glorot_uniform",
+        about: Mapping | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        own = {"dtype": self.dtype_policy.name, "kernel_initializer": kernel_initializer}
+        about = about or {}
+        self.filters = filters
+        self.card = Card.of(about["card"]) if about.get("card") else None
+        self.source = Source.of(about["source"]) if about.get("source") else None
+        self.tuned = about.get("tuned", False)
+        self.convolution = StandardizedConv2D(filters, 7, 2, name="standardized_conv2d", **own)
+
+    @property
+    def kernel(self) -> keras.Variable:
+        """The convolution's, `[7, 7, 3, filters]`."""
+        return self.convolution.kernel
+
+    def build(self, input_shape: tuple) -> None:
+        self.convolution.build(input_shape)
+
+    def call(self, images: Tensor) -> Tensor:
+        # The pool pads with zeros, not with minus infinity: where all inputs are negative the border is 0.
+        x = ops.pad(self.convolution(images), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        # A pool loses NaN. This is 0, or NaN if a pixel is NaN or infinite, and brings it back.
+        mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
+        return ops.max_pool(x, 3, 2, data_format="channels_last") + ops.stop_gradient(mean - mean)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return _strided(input_shape, 4, self.filters)
+
+    def about(self) -> dict:
+        """What is known of the model, as JSON."""
+        card, source = self.card and asdict(self.card), self.source and self.source.config()
+        return {"card": card, "source": source, "tuned": self.tuned}
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"filters": self.filters, "about": self.about()}
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -67,10 +121,13 @@ class GroupNorm(keras.layers.Layer):
 
     def call(self, x: Tensor) -> Tensor:
         """Normalise and rectify `[N, H, W, C]`; statistics are float32 under every dtype policy."""
-        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-        shape = tf.shape(x)
-        pixels = ops.reshape(ops.cast(x, "float32"), (shape[0], -1, x.shape[-1]))
+        gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
+        shape = ops.shape(x)
+        pixels = ops.reshape(ops.cast(x, "float32"), (shape[0], -1, shape[-1]))
         return ops.reshape(ops.cast(self.operations.group_norm_relu(pixels, gamma, beta), x.dtype), shape)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return tuple(input_shape)
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -91,13 +148,13 @@ class Unit(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.filters, self.strides, self.project = filters, strides, project
-        own = {"dtype": self.dtype_policy, "kernel_initializer": kernel_initializer}
+        own = {"dtype": self.dtype_policy.name, "kernel_initializer": kernel_initializer}
 
         def convolution(filters, size, strides=1):
             return StandardizedConv2D(filters, size, strides, name="standardized_conv2d", **own)
 
         def norm():
-            return GroupNorm(dtype=self.dtype_policy, name="group_norm")
+            return GroupNorm(dtype=self.dtype_policy.name, name="group_norm")
 
         self.norm_a, self.conv_a = norm(), convolution(filters, 1)
         self.norm_b, self.conv_b = norm(), convolution(filters, 3, strides)
@@ -127,9 +184,95 @@ class Unit(keras.layers.Layer):
         residual = self.conv_c(self.norm_c(residual))
         return shortcut + residual
 
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return _strided(input_shape, self.strides, 4 * self.filters)
+
     def get_config(self) -> dict:
         config = {"filters": self.filters, "strides": self.strides, "project": self.project}
         return super().get_config() | config
+
+
+@keras.saving.register_keras_serializable(package="bitlib")
+class Features(keras.layers.Layer):
+    """The average over height and width: `[N, H, W, C]` -> float32 `[N, C]`."""
+
+    def call(self, x: Tensor) -> Tensor:
+        return ops.mean(ops.cast(x, "float32"), axis=(1, 2))
+
+    def compute_output_spec(self, x: Tensor) -> Tensor:
+        return keras.KerasTensor((x.shape[0], x.shape[-1]), "float32")
+
+
+@keras.saving.register_keras_serializable(package="bitlib")
+class Head(keras.layers.Layer):
+    """The classifier, a 1×1 convolution of pooled features that starts at zero (section 3.3).
+
+    Logits are float32 under every dtype policy, so that a softmax over 21843 classes is exact.
+    """
+
+    def __init__(self, num_classes: int, **kwargs: Any):
+        super().__init__(**kwargs | {"dtype": "float32"})
+        self.num_classes = num_classes
+        own = {"kernel_initializer": "zeros", "data_format": "channels_last", "dtype": "float32"}
+        self.convolution = keras.layers.Conv2D(num_classes, 1, name="conv2d", **own)
+
+    @property
+    def kernel(self) -> keras.Variable:
+        """`[1, 1, C, num_classes]`."""
+        return self.convolution.kernel
+
+    @property
+    def bias(self) -> keras.Variable:
+        """`[num_classes]`."""
+        return self.convolution.bias
+
+    def build(self, input_shape: tuple) -> None:
+        self.convolution.build((None, 1, 1, input_shape[-1]))
+
+    def call(self, features: Tensor) -> Tensor:
+        return ops.squeeze(self.convolution(features[:, None, None]), axis=(1, 2))
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (input_shape[0], self.num_classes)
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"num_classes": self.num_classes}
+
+
+def network(
+    units: Sequence[int] = UNITS[50],
+    width: float = 1,
+    num_classes: int | None = 1000,
+    *,
+    kernel_initializer: str = "glorot_uniform",
+    dtype: Any = None,
+    about: Mapping | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The graph of a `BiT`, from images to logits or features: its input and its output."""
+    if len(units) != 4 or not all(isinstance(n, int) and n > 0 for n in units):
+        raise ValueError(f"units: expected four positive integers, received {units!r}")
+    filters = int(64 * width)
+    if filters != 64 * width or filters <= 0 or filters % NUM_GROUPS:
+        raise ValueError(f"width: 64 * width must be a multiple of {NUM_GROUPS}, received {width!r}")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes: expected None or a positive integer, received {num_classes!r}")
+    policy = _policy(dtype)
+    own = {"dtype": policy, "kernel_initializer": kernel_initializer}
+
+    images = keras.Input((None, None, 3), dtype="float32", name="images")
+    x = Root(filters, about=about, name="root_block", **own)(images)
+    for block, count in enumerate(units, start=1):
+        for unit in range(1, count + 1):
+            x = Unit(
+                filters * 2 ** (block - 1),
+                strides=2 if block > 1 and unit == 1 else 1,
+                project=unit == 1,
+                name=f"block{block}_unit{unit:02d}",
+                **own,
+            )(x)
+    x = GroupNorm(name="group_norm", dtype=policy)(x)
+    x = Features(name="features", dtype="float32")(x)
+    return images, x if num_classes is None else Head(num_classes, name="head")(x)
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -137,11 +280,17 @@ class BiT(keras.Model):
     """A BiT-ResNet: root, four blocks of units, GroupNorm and ReLU, global average pool, head.
 
     Args:
-        units: bottleneck units in each of the four blocks, `UNITS[50]` for example.
-        width: factor on the 64 filters of the first block; `width * 64` must be a multiple of 32.
-        num_classes: outputs of the head, a 1×1 convolution that starts at zero (section 3.3);
-            None for pooled features without a head.
+        units: bottleneck units in each of the four blocks, `UNITS[50]` for example, which is the default.
+        width: factor on the 64 filters of the first block; `width * 64` must be a multiple of 32. Default 1.
+        num_classes: outputs of the head; None for pooled features without a head. Default 1000.
+        name: of the model. Default `resnet`.
         kernel_initializer: of the convolutions; `zeros` saves time and memory where a checkpoint follows.
+        dtype: `float32`, `mixed_bfloat16` or `mixed_float16`; None for Keras' own default.
+
+    Attributes:
+        card: the model as it is now: preprocessing, names of classes; None where nothing is known.
+        source: where its weights are from; None if they are random.
+        tuned: whether it was trained since it was loaded.
 
     Call:
         `model(images, training=False)`: `[N, H, W, 3]` float in [-1, 1], H and W at least 32 ->
@@ -149,83 +298,92 @@ class BiT(keras.Model):
 
     Raises:
         ValueError: `units` are not four positive numbers, `width` does not give 32 groups,
-            `num_classes` is not positive; when called, as `check_range`.
+            `num_classes` is not positive, `dtype` is another; when called, as `bitlib.inputs.check_images`.
     """
 
-    def __init__(
-        self,
-        units: Sequence[int] = UNITS[50],
-        width: float = 1,
-        num_classes: int | None = 1000,
-        name: str = "resnet",
-        kernel_initializer: str = "glorot_uniform",
-        **kwargs: Any,
-    ):
-        super().__init__(name=name, **kwargs)
-        if len(units) != 4 or not all(isinstance(n, int) and n > 0 for n in units):
-            raise ValueError(f"units: expected four positive integers, received {units!r}")
-        filters = int(64 * width)
-        if filters != 64 * width or filters <= 0 or filters % NUM_GROUPS:
-            raise ValueError(f"width: 64 * width must be a multiple of {NUM_GROUPS}, received {width!r}")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes: expected None or a positive integer, received {num_classes!r}")
-        self.units, self.width, self.num_classes = tuple(units), width, num_classes
-        # Set by bitlib.checkpoint and bitlib.finetune: where the weights are from, what the model is now, and
-        # whether it was trained since it was loaded.
-        self.source: Any = None
-        self.card: Card | None = None
-        self.tuned = False
+    def __init__(self, *args: Any, name: str = "resnet", trainable: bool = True, **kwargs: Any):
+        # Keras calls it so when it clones a model: with the input and the output of a graph.
+        graph = args if args and isinstance(args[0], keras.KerasTensor) else network(*args, **kwargs)
+        super().__init__(*graph, name=name, trainable=trainable)
+        self.dtype_policy = self.root.dtype_policy
 
-        own = {"dtype": self.dtype_policy, "kernel_initializer": kernel_initializer}
-        self.root = StandardizedConv2D(filters, 7, 2, name="standardized_conv2d", **own)
-        for block, count in enumerate(self.units, start=1):
-            for unit in range(1, count + 1):
-                layer = Unit(
-                    filters * 2 ** (block - 1),
-                    strides=2 if block > 1 and unit == 1 else 1,
-                    project=unit == 1,
-                    name=f"unit{unit:02d}",
-                    **own,
-                )
-                # An attribute each, not a list: tf.train.Checkpoint does not look into Keras' lists.
-                setattr(self, f"block{block}_unit{unit:02d}", layer)
-        self.norm = GroupNorm(name="group_norm", dtype=self.dtype_policy)
-        self.head = None
-        if num_classes is not None:
-            # Logits are float32 under every dtype policy, so that a softmax over 21843 classes is exact.
-            self.head = keras.layers.Conv2D(
-                num_classes, 1, kernel_initializer="zeros", dtype="float32", name="conv2d"
-            )
-        self.build((None, None, None, 3))
+    card = property(lambda self: self.root.card, lambda self, card: setattr(self.root, "card", card))
+    source = property(
+        lambda self: self.root.source, lambda self, source: setattr(self.root, "source", source)
+    )
+    tuned = property(lambda self: self.root.tuned, lambda self, tuned: setattr(self.root, "tuned", tuned))
 
     @property
-    def blocks(self) -> list[list[Unit]]:
-        """The units of each of the four blocks."""
-        return [
-            [getattr(self, f"block{block}_unit{unit:02d}") for unit in range(1, count + 1)]
-            for block, count in enumerate(self.units, start=1)
-        ]
+    def units(self) -> tuple[int, ...]:
+        """Units in each of the four blocks."""
+        return tuple(map(len, self.blocks))
+
+    @property
+    def width(self) -> float:
+        """Factor on the 64 filters of the first block."""
+        return self.root.filters / 64
+
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of the head; None where there is none."""
+        return None if self.head is None else self.head.num_classes
 
     @property
     def num_features(self) -> int:
         """Channels of the pooled features: 2048 times the width."""
-        return int(2048 * self.width)
+        return 32 * self.root.filters
 
-    def build(self, input_shape: tuple) -> None:
-        if self.built:
-            return
-        with keras.name_scope("root_block"):
-            self.root.build((None, None, None, 3))
-        channels = self.root.filters
+    @property
+    def arrays(self) -> dict[str, keras.Variable]:
+        """Every variable by its published name (`resnet/block1/unit01/a/group_norm/gamma`)."""
+        return {"resnet/" + re.sub(r"^(block\d)_", r"\1/", v.path): v for v in self.variables}
+
+    @property
+    def root(self) -> Root:
+        """The layer `root_block`."""
+        return self.get_layer("root_block")
+
+    @property
+    def blocks(self) -> list[list[Unit]]:
+        """The units of each of the four blocks."""
+        return [[layer for layer in self.layers if layer.name.startswith(f"block{b}_")] for b in (1, 2, 3, 4)]
+
+    @property
+    def head(self) -> Head | None:
+        """The layer `head`; None of a model of pooled features."""
+        return next((layer for layer in self.layers if layer.name == "head"), None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        check_images(
+            args[0] if args else kwargs.get("images", kwargs.get("inputs"))
+        )  # before Keras' own words
+        return super().__call__(*args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Keras' own. Arrays are checked before; of data sets every batch has its shape checked."""
+        streams = (
+            "element_spec",
+            "__next__",
+            "on_epoch_end",
+            "dataset",
+        )  # of tf.data, generators, Keras, PyTorch
+        if not any(hasattr(x, name) for name in streams):
+            check_images(x)
+        return super().predict(x, *args, **kwargs)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """GroupNorm, ReLU and the average over height and width: -> float32 `[N, 2048w]`."""
+        return self.get_layer("features")(self.get_layer("group_norm")(x))
+
+    def feature_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The `root` and `block1` … `block4` of `stages`, on which detectors and segmenters are built."""
+        x = self.root(images)
+        maps = {"root": x}
         for index, block in enumerate(self.blocks, start=1):
-            with keras.name_scope(f"block{index}"):
-                for unit in block:
-                    unit.build((None, None, None, channels))
-                    channels = 4 * unit.filters
-        self.norm.build((None, None, None, channels))
-        if self.head is not None:
-            with keras.name_scope("head"):
-                self.head.build((None, None, None, channels))
+            for unit in block:
+                x = unit(x)
+            maps[f"block{index}"] = x
+        return maps
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
         """Every intermediate result, by name.
@@ -235,45 +393,39 @@ class BiT(keras.Model):
             `[N, H/4, W/4, 256w]` … `[N, H/32, W/32, 2048w]`, `features` `[N, 2048w]`, and `logits`
             `[N, num_classes]` where the model has a head.
         """
-        check_range(images)
-        return self._forward(images)
-
-    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        check_range(images)  # here, because Keras wraps errors raised in `call` in a page of its own
-        return super().__call__(images, *args, **kwargs)
-
-    def apply_root(self, images: Tensor) -> Tensor:
-        """The 7×7 convolution and the 3×3 pool: `[N, H, W, 3]` -> `[N, H/4, W/4, 64w]`."""
-        x = self.root(images)
-        # The pool pads with zeros, not with minus infinity: where all inputs are negative the border is 0.
-        return ops.max_pool(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
-
-    def pool(self, x: Tensor) -> Tensor:
-        """GroupNorm, ReLU and the average over height and width: -> float32 `[N, 1, 1, 2048w]`."""
-        return ops.mean(ops.cast(self.norm(x), "float32"), axis=(1, 2), keepdims=True)
-
-    def feature_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """The `root` and `block1` … `block4` of `stages`, on which detectors and segmenters are built."""
-        x = self.apply_root(images)
-        maps = {"root": x}
-        for index, block in enumerate(self.blocks, start=1):
-            for unit in block:
-                x = unit(x)
-            maps[f"block{index}"] = x
-        return maps
-
-    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+        check_images(images)
         stages = self.feature_maps(images)
-        pooled = self.pool(stages["block4"])
-        stages["features"] = ops.squeeze(pooled, axis=(1, 2))
+        stages["features"] = self.pool(stages["block4"])
         if self.head is not None:
-            stages["logits"] = ops.squeeze(self.head(pooled), axis=(1, 2))
+            stages["logits"] = self.head(stages["features"])
         return stages
 
-    def call(self, images: Tensor, training: bool = False) -> Tensor:
-        stages = self._forward(images)
-        return stages.get("logits", stages["features"])
-
     def get_config(self) -> dict:
-        config = {"units": self.units, "width": self.width, "num_classes": self.num_classes}
-        return super().get_config() | config
+        """The arguments of another like this one, and what is known of it."""
+        return {
+            "units": self.units,
+            "width": self.width,
+            "num_classes": self.num_classes,
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": self.dtype_policy.name,
+            "about": self.root.about(),
+        }
+
+
+def _strided(shape: tuple, stride: int, channels: int) -> tuple:
+    """The shape `[N, H, W, C]` after a stride; sides are rounded up, or are not known."""
+    return (shape[0], *(side and -(-side // stride) for side in shape[1:3]), channels)
+
+
+def _policy(dtype: Any) -> str:
+    """The name of the dtype policy of a model: one whose weights are float32, as the published ones are."""
+    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    if policy.variable_dtype == "float32":
+        return policy.name
+    if dtype is None:  # a floatx of Keras' settings, left from other work
+        return "float32"
+    raise ValueError(
+        f"dtype: expected 'float32', 'mixed_bfloat16' or 'mixed_float16', as weights are float32; "
+        f"received {policy.name!r}"
+    )

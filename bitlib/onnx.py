@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from bitlib import modelcard, reference
-from bitlib.checkpoint import HEAD, ROOT, array_name
+from bitlib.checkpoint import HEAD, ROOT
 from bitlib.inputs import check_input_range
 from bitlib.writing import replacing
 
@@ -69,7 +69,7 @@ def write(
     library = check(input_range, uint8, batch_shape)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {array_name(variable): variable for variable in model.variables}
+    arrays = model.arrays
     scale = "[0, 255]" if uint8 else "[0, 1]" if tuple(input_range) == (0, 1) else "[-1, 1]"
     notes = modelcard.metadata(model) | {"input_range": scale}
     with replacing(path) as temporary:

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import keras
-import tensorflow as tf
+from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from keras import ops
-from tensorflow import Tensor
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
 
 NUM_GROUPS = 32
 """Groups of every GroupNorm, whatever the width."""
@@ -26,9 +28,9 @@ def column_means(matrix: Tensor) -> Tensor:
 
     A product with a row of ones: on CPUs two to three times as fast as TensorFlow's reduction.
     """
-    rows = matrix.shape[-2] or tf.shape(matrix)[-2]
-    sums = tf.matmul(tf.ones((1, rows), matrix.dtype), matrix)
-    return sums / (rows if isinstance(rows, int) else tf.cast(rows, matrix.dtype))
+    rows = ops.shape(matrix)[-2]
+    sums = ops.matmul(ops.ones((1, rows), matrix.dtype), matrix)
+    return sums / (rows if isinstance(rows, int) else ops.cast(rows, matrix.dtype))
 
 
 def standardize(kernel: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ def mean_of_group(per_channel: Tensor) -> Tensor:
     """`[N, 1, C]` -> `[N, 1, C]`: every channel gets the mean over its whole group."""
     channels = per_channel.shape[-1]
     means = ops.mean(ops.reshape(per_channel, (-1, NUM_GROUPS, channels // NUM_GROUPS)), 2, keepdims=True)
-    return ops.reshape(tf.tile(means, (1, 1, channels // NUM_GROUPS)), (-1, 1, channels))
+    return ops.reshape(ops.tile(means, (1, 1, channels // NUM_GROUPS)), (-1, 1, channels))
 
 
 def rectified(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ REDUCED = Operations(standardize, functools.partial(group_norm_relu, means=_redu
 
 @functools.cache
 def fast(written_gradients: bool = True, compiled: bool = False) -> Operations:
-    """The same results sooner, for graphs that stay in this process.
+    """The same results sooner, for TensorFlow's graphs that stay in this process; elsewhere `PLAIN`.
 
     Args:
         written_gradients: GroupNorm's gradient written out below, in half as many passes over memory as
@@ -126,6 +128,8 @@ def fast(written_gradients: bool = True, compiled: bool = False) -> Operations:
             a second or two when it is first seen. XLA adds up one by one: over 240×240 pixels whose mean is
             ten times their spread, a result is right to 3e-5, otherwise to 2e-6.
     """
+    if keras.backend.backend() != "tensorflow":
+        return PLAIN
     normalize, gradient = _normalized, _gradient_of_normalized
     if compiled:
         normalize, gradient = (_compiled(functools.partial(f, means=_reduced)) for f in (normalize, gradient))
@@ -165,7 +169,7 @@ def constant_kernels(
     """
 
     def constant(kernel):
-        return lambda _: tf.convert_to_tensor(kernel)
+        return lambda _: ops.convert_to_tensor(kernel)
 
     with computed_by(model, operations):
         for layer in model._flatten_layers():

@@ -154,13 +154,12 @@ def disagreement(
         differences.append(float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)))
         return theirs
 
-    x = compare(model.apply_root(image), root(arrays, image))
+    x = compare(model.root(image), root(arrays, image))
     layers = [layer for block in model.blocks for layer in block]
     for layer, (path, stride) in zip(layers, units(arrays), strict=True):
         x = compare(layer(x.astype(np.float32)), unit(x, arrays, path, stride))
-    features = compare(model.pool(x.astype(np.float32))[:, 0, 0], pool(arrays, x))
+    features = compare(model.pool(x.astype(np.float32)), pool(arrays, x))
     bias = "resnet/head/conv2d/bias"
     if model.head is not None and bias in arrays and np.array_equal(arrays[bias], model.head.bias):
-        logits = model.head(features.astype(np.float32)[:, None, None])[:, 0, 0]
-        compare(logits, apply_head(arrays, features))
+        compare(model.head(features.astype(np.float32)), apply_head(arrays, features))
     return max(differences)

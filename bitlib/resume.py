@@ -62,7 +62,7 @@ class Saved:
     def weights(self) -> dict[str, keras.Variable]:
         """The model's variables under the names they are saved by: those of a BiT's arrays, else numbers."""
         if isinstance(self.model, BiT):
-            return {checkpoint.array_name(variable): variable for variable in self.model.variables}
+            return self.model.arrays
         return {f"weights/{index}": variable for index, variable in enumerate(self.model.variables)}
 
     @classmethod

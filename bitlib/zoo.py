@@ -10,11 +10,13 @@ import difflib
 import functools
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from bitlib import handles as hub
+from bitlib.digests import sha256
 from bitlib.layout import SUFFIXES, Architecture, layout, npz_size, units_and_width
 from bitlib.layout import UNITS as UNITS
 from bitlib.paths import bundled, is_file
@@ -128,6 +130,12 @@ class Card:
     licence: str = "Apache-2.0"
     class_names: tuple[str, ...] | None = None
 
+    @classmethod
+    def of(cls, fields: Mapping) -> Card:
+        """A card of its fields as JSON has them, lists instead of tuples."""
+        tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        return cls(**{**fields, **tuples})
+
     @property
     def url(self) -> str | None:
         """The published address; None for the bundled model."""
@@ -169,6 +177,35 @@ class Card:
 
     def _repr_markdown_(self) -> str:
         return Table([self])._repr_markdown_()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a model come from.
+
+    Attributes:
+        card: what is known of the model; of a handle, also what that module took and gave.
+        path: the file.
+        verified: its SHA-256, where it was compared when the file was found.
+    """
+
+    card: Card
+    path: Path
+    verified: str | None = None
+
+    @classmethod
+    def of(cls, fields: Mapping) -> Source:
+        """What `config` gave."""
+        return cls(Card.of(fields["card"]), Path(fields["file"]), fields["verified"])
+
+    def config(self) -> dict:
+        """Its fields as JSON, of the path the name alone: it says nothing of the machine."""
+        return {"card": asdict(self.card), "file": self.path.name, "verified": self.verified}
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the file, in hexadecimal; computed once, if it is asked for."""
+        return self.verified or sha256(self.path)
 
 
 def _published():

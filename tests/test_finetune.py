@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
 import bitlib
-from bitlib import augment, checkpoint, datasets, features, finetune, hyperrule, images, loop, records
+from bitlib import augment, datasets, features, finetune, hyperrule, images, loop, records
 from bitlib.model import BiT
 from tests.conftest import PEAK, needs_proc
 
@@ -43,7 +43,7 @@ def model(small_npz):
 
 
 def weights(model):
-    return {checkpoint.array_name(variable): variable.numpy() for variable in model.variables}
+    return {name: variable.numpy() for name, variable in model.arrays.items()}
 
 
 def assert_same(one, other, atol=0.0):

@@ -15,7 +15,7 @@ from packaging.version import Version
 import bitlib
 from bitlib import labels, reference, savedmodel
 from bitlib import onnx as writer
-from bitlib.checkpoint import Architecture, CheckpointError, array_name
+from bitlib.checkpoint import Architecture, CheckpointError
 from tests.conftest import SMALL, random_arrays
 
 LEVELS = [level for level in vars(onnxruntime.GraphOptimizationLevel) if level.startswith("ORT_")]
@@ -192,7 +192,7 @@ class TestFile:
     def test_weights_of_bfloat16_are_written_as_float32(self, small_npz, tmp_path):
         low = bitlib.load(small_npz, dtype="bfloat16")
         path = bitlib.export(low, tmp_path / "m.onnx", format="onnx")
-        arrays = {array_name(variable): np.asarray(variable, np.float32) for variable in low.variables}
+        arrays = {name: np.asarray(v, np.float32) for name, v in low.arrays.items()}
         assert error(onnx_runtime(path)(ANY[0]), reference.forward(arrays, ANY[0])) < 1e-5
 
     def test_tells_class_names_preprocessing_and_origin(self, tmp_path):
