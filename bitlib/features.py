@@ -76,7 +76,7 @@ def _traced(model, stage: str, average: bool):
     from bitlib.ops import PLAIN
 
     # Past Keras, which would look for layers in it; and not while the model computes in another way.
-    cache = vars(model).setdefault("_extractors", {}) if model.root.operations is PLAIN else {}
+    cache = vars(model).setdefault("_extractors", {}) if model.root.convolution.arithmetic is PLAIN else {}
     if (stage, average) not in cache:
 
         def compute(batch):

@@ -13,6 +13,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tensorflow.python.saved_model.save_context import save_context
 
 from bitlib import ops
+from bitlib.inputs import SMALLEST
 from bitlib.model import BiT
 
 INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")
@@ -54,10 +55,26 @@ def _scaled(inputs, input_range):
     return inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1
 
 
+def checked(inputs: tf.Tensor) -> tf.Tensor:
+    """Images that a network can take, or an `InvalidArgumentError` that says what was received.
+
+    A loaded signature compares no shapes with those that it declares, and a convolution of a wrong one ends
+    the process.
+    """
+    # What is declared is forgotten here, else TensorFlow would leave the check out as being true.
+    inputs = tf.raw_ops.PlaceholderWithDefault(input=inputs, shape=tf.TensorShape(None))
+    shape = tf.shape(inputs)
+    sides = tf.concat([shape, [0] * 4], 0)
+    right = (tf.size(shape) == 4) & (sides[3] == 3) & (tf.reduce_min(sides[1:3]) >= SMALLEST)
+    trouble = f"inputs: expected float32 [N, H, W, 3], H and W at least {SMALLEST}; received shape"
+    with tf.control_dependencies([tf.debugging.Assert(right, [trouble, shape])]):
+        return tf.ensure_shape(tf.identity(inputs), INPUTS.shape)
+
+
 def reusable(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Callable]:
     """A module to load, call and train further, and its signature; both share one graph."""
     compute, output = function(model, input_range)
-    signature = tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
+    signature = tf.function(lambda inputs: {output: compute(checked(inputs))}, input_signature=[INPUTS])
     return callable_as(signature, lambda results: results[output], *_values(model.variables)), signature
 
 
@@ -95,7 +112,7 @@ def stages(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Cal
     """As `reusable`, of the feature maps by name, without the last norm and the head."""
 
     def compute(inputs):
-        maps = model.feature_maps(_scaled(inputs, input_range))
+        maps = model.feature_maps(_scaled(checked(inputs), input_range))
         return {name: tf.cast(value, tf.float32) for name, value in maps.items()}
 
     signature = tf.function(compute, input_signature=[INPUTS])
@@ -124,6 +141,7 @@ def _in_halves(compute):
     """
 
     def halves(inputs):
+        inputs = checked(inputs)
         count = tf.shape(inputs)[0]
         size = (count + 1) // 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -59,7 +59,7 @@ def check_images(images: Any) -> None:
             "bitlib.images.batch([...], model.card) reads and prepares pictures"
         )
     if getattr(shape, "rank", 0) is not None:  # TensorFlow's tensors may not know how many axes they have
-        _check_shape(list(shape))
+        check_shape(shape)
     check_range(images)
 
 
@@ -70,8 +70,9 @@ def _described(value: Any) -> str:
     return f"{value!r:.60}" if isinstance(value, (str, bytes, int, float)) else type(value).__name__
 
 
-def _check_shape(shape: list) -> None:
-    """Check a shape, of whose numbers some may not be known (None)."""
+def check_shape(shape: Sequence) -> None:
+    """Check the shape of images, of whose numbers some may not be known (None). Raises: as `check_images`."""
+    shape = list(shape)
     advice = "bitlib.images.batch([...], model.card) reads and prepares pictures"
     if len(shape) == 3 and shape[-1] in (1, 3, 4):
         advice = f"one picture without the batch's axis? images[None]; {advice}"

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from bitlib import ops
 from bitlib.graphs import INPUTS, function, without_log
-from bitlib.inputs import check_input_range
+from bitlib.inputs import check_input_range, check_shape
 from bitlib.model import BiT
 from bitlib.progress import stderr_aside
 from bitlib.writing import replacing
@@ -100,6 +100,7 @@ def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: the package `ai-edge-litert` is missing.
+        ValueError: when called, images of another shape, or with NaN or infinity.
     """
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -113,6 +114,9 @@ def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
 
     def compute(images: ArrayLike) -> np.ndarray:
         images = np.asarray(images, np.float32)
+        check_shape(images.shape)
+        if not np.isfinite(images).all():  # int8 has no NaN to answer with
+            raise ValueError("images: expected finite numbers, received NaN or infinity")
         if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
             interpreter.resize_tensor_input(fed["index"], images.shape)
         with stderr_aside():
@@ -168,10 +172,15 @@ def _converted(model: BiT, input_range, precision: str, images: np.ndarray | Non
         return weights.standardized[-1]
 
     compute, output = function(model, input_range)
+
+    def with_nan(inputs):
+        zero = tf.reduce_sum(inputs - inputs, (1, 2, 3))[:, None]
+        return compute(inputs) + zero  # NaN, where a pixel is NaN or infinite: LiteRT's ReLU loses it
+
     with _quiet():
         # Kernels in variables, which the converter reads: in a graph they would be copied at each step of it.
         with ops.constant_kernels(model, ops.REDUCED, hold):
-            traced = tf.function(lambda inputs: {output: compute(inputs)}, input_signature=[INPUTS])
+            traced = tf.function(lambda inputs: {output: with_nan(inputs)}, input_signature=[INPUTS])
             concrete = traced.get_concrete_function()
         weights.others = [variable.value for variable in model.variables]
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], weights)

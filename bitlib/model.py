@@ -36,7 +36,7 @@ class StandardizedConv2D(keras.layers.Conv2D):
     right only and so shift the image; there the padding is a step of its own.
     """
 
-    operations = PLAIN
+    arithmetic = PLAIN
 
     def __init__(self, filters: int, kernel_size: int | tuple, strides: int | tuple = 1, **kwargs: Any):
         kwargs |= {"use_bias": False, "padding": "same" if strides in (1, (1, 1)) else "valid"}
@@ -47,7 +47,7 @@ class StandardizedConv2D(keras.layers.Conv2D):
         return super().add_weight(*args, **kwargs, autocast=False)
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        kernel = self.operations.standardize(ops.convert_to_tensor(kernel))
+        kernel = self.arithmetic.standardize(ops.convert_to_tensor(kernel))
         height, width = (size // 2 for size in self.kernel_size)
         if self.padding == "valid" and (height or width):
             inputs = ops.pad(inputs, ((0, 0), (height, height), (width, width), (0, 0)))
@@ -112,7 +112,7 @@ class Root(keras.layers.Layer):
 class GroupNorm(keras.layers.Layer):
     """GroupNorm with 32 groups and epsilon 1e-5, followed by the ReLU that always follows it here."""
 
-    operations = PLAIN
+    arithmetic = PLAIN
 
     def build(self, input_shape: tuple) -> None:
         channels = input_shape[-1]
@@ -124,7 +124,7 @@ class GroupNorm(keras.layers.Layer):
         gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
         shape = ops.shape(x)
         pixels = ops.reshape(ops.cast(x, "float32"), (shape[0], -1, shape[-1]))
-        return ops.reshape(ops.cast(self.operations.group_norm_relu(pixels, gamma, beta), x.dtype), shape)
+        return ops.reshape(ops.cast(self.arithmetic.group_norm_relu(pixels, gamma, beta), x.dtype), shape)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return tuple(input_shape)

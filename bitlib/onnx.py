@@ -193,6 +193,7 @@ def _network(arrays: Mapping, scale: str, graph: _Graph) -> _Graph:
         x = _unit(graph, arrays, x, path, stride)
     x = _group_norm(graph, arrays, x, "resnet/group_norm")
     x = graph.node("GlobalAveragePool", [x], "pooled")
+    x = graph.node("Add", [x, _zero_or_nan(graph)], "pooled/with_nan")
     x = graph.node("Flatten", [x], "features")
     if HEAD[0] in arrays:
         kernel = graph.constant(HEAD[0], _values(arrays, HEAD[0])[0, 0])
@@ -200,6 +201,12 @@ def _network(arrays: Mapping, scale: str, graph: _Graph) -> _Graph:
     size = arrays[HEAD[1] if x == "logits" else "resnet/group_norm/gamma"].shape[0]
     graph.outputs.append(graph.helper.make_tensor_value_info(x, graph.types.FLOAT, [shape[0], size]))
     return graph
+
+
+def _zero_or_nan(graph: _Graph) -> str:
+    """0 for each image, `[N, 1, 1, 1]`, or NaN if a pixel is NaN or infinite, which pools and ReLUs lose."""
+    mean = graph.node("ReduceMean", ["images"], "images/mean", axes=[1, 2, 3], keepdims=1)
+    return graph.node("Sub", [mean, mean], "images/zero_or_nan")
 
 
 def _scaled(graph: _Graph, scale: str) -> str:

@@ -148,15 +148,15 @@ def fast(written_gradients: bool = True, compiled: bool = False) -> Operations:
 @contextmanager
 def computed_by(model: keras.Model, operations: Operations) -> Iterator[None]:
     """A context in which whatever calls or traces a `bitlib.model.BiT` computes by these operations."""
-    layers = [layer for layer in model._flatten_layers() if hasattr(layer, "operations")]
-    before = [layer.operations for layer in layers]
+    layers = [layer for layer in model._flatten_layers() if hasattr(layer, "arithmetic")]
+    before = [layer.arithmetic for layer in layers]
     try:
         for layer in layers:
-            layer.operations = operations
+            layer.arithmetic = operations
         yield
     finally:
         for layer, previous in zip(layers, before, strict=True):
-            layer.operations = previous
+            layer.arithmetic = previous
 
 
 @contextmanager
@@ -173,9 +173,9 @@ def constant_kernels(
 
     with computed_by(model, operations):
         for layer in model._flatten_layers():
-            if hasattr(layer, "operations") and hasattr(layer, "kernel"):
+            if hasattr(layer, "arithmetic") and hasattr(layer, "kernel"):
                 kernel = hold(standardize(layer.kernel))
-                layer.operations = replace(operations, standardize=constant(kernel))
+                layer.arithmetic = replace(operations, standardize=constant(kernel))
         yield
 
 

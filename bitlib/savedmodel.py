@@ -36,7 +36,18 @@ _OPTIONS = {
     "onnx": {"uint8", "batch_shape"},
     "litert": {"precision", "representative"},
 }
-"""What each format can be told; the names of the formats are Keras'."""
+"""The options of each format; the names of the formats are Keras'."""
+
+_SUFFIXES = {".onnx": "onnx", ".tflite": "litert"}
+"""The formats that are files, by their suffix."""
+
+_OTHERS = {
+    ".keras": "model.save writes such a file",
+    ".h5": "model.save_weights writes a file of this kind, called .weights.h5",
+    ".npz": "bitlib.checkpoint.save writes such a file",
+    ".safetensors": "bitlib.checkpoint.save writes such a file",
+}
+"""Files that are no exports, and how to write them."""
 
 
 def export(
@@ -46,7 +57,7 @@ def export(
     freeze: bool = False,
     jit_compile: bool = False,
     *,
-    format: str = "tf_saved_model",
+    format: str | None = None,
     **options: Any,
 ) -> Path:
     """Write a model as a TF2 SavedModel, or an ONNX or LiteRT file, with dynamic batch, height and width.
@@ -62,7 +73,8 @@ def export(
         jit_compile: have XLA compile every GroupNorm of a frozen model. It is faster again on CPUs; each new
             shape of images costs a second or two when it is first seen, and whatever runs the SavedModel
             must have XLA, as TensorFlow itself has.
-        format: `"tf_saved_model"`, `"onnx"` or `"litert"`, as `keras.Model.export` names them.
+        format: `"tf_saved_model"`, `"onnx"` or `"litert"`, as `keras.Model.export` names them; None for that
+            of the suffix, `.onnx` or `.tflite`, and a SavedModel where there is none.
         options: by name. Of ONNX and LiteRT: as `bitlib.onnx.write` and `bitlib.litert.write` take them. Of a
             SavedModel:
             `serving_bytes=True` adds a second signature of this name, from files of pictures to the `top` (5)
@@ -78,8 +90,8 @@ def export(
 
     Raises:
         TypeError: `model` is not a BiT.
-        ValueError: `format` or `input_range` is none of the above; an option is not one of the format's;
-            `jit_compile` without `freeze`, `stages` beside `freeze` or `serving_bytes`; or as
+        ValueError: `format` or `input_range` is none of the above; the suffix is of another format; an option
+            is not one of the format's; `jit_compile` without `freeze`, `stages` beside `freeze` or `serving_bytes`; or as
             `bitlib.serving.check`, `bitlib.onnx.write`, `bitlib.litert.write`.
         ImportError: the format needs a package that is not installed.
         FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's: a file of
@@ -88,7 +100,7 @@ def export(
     """
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
-    _check(directory, input_range, freeze, jit_compile, format, options)
+    format = _check(directory, input_range, freeze, jit_compile, format, options)
     if format != "tf_saved_model":
         return importlib.import_module(f"bitlib.{format}").write(model, directory, input_range, **options)
     return _write(model, Path(directory), input_range, freeze, jit_compile, **options)
@@ -140,11 +152,20 @@ def write(
 
 
 def _check(
-    directory, input_range, freeze: bool, jit_compile: bool, format: str, options: Mapping[str, Any]
-) -> None:
-    """Whatever can be said before the minutes that a large model takes."""
+    directory, input_range, freeze: bool, jit_compile: bool, format: str | None, options: Mapping[str, Any]
+) -> str:
+    """Check the arguments before the slow part; returns the format."""
+    if not isinstance(directory, (str, os.PathLike)) or not str(directory):
+        raise ValueError(f"directory: expected a path to write to, received {directory!r}")
+    suffix = Path(directory).suffix.lower()
+    format = _SUFFIXES.get(suffix, "tf_saved_model") if format is None else format
     if format not in _OPTIONS:
         raise ValueError(f"format: expected one of {', '.join(_OPTIONS)}, received {format!r}")
+    if _SUFFIXES.get(suffix, format) != format or (suffix in _OTHERS):
+        other = _OTHERS.get(
+            suffix, f"bitlib.export(..., format={_SUFFIXES.get(suffix)!r}) writes such a file"
+        )
+        raise ValueError(f"directory: {str(directory)!r} is called like no {format}; {other}")
     given = {*options, *(["freeze"] if freeze else []), *(["jit_compile"] if jit_compile else [])}
     if unknown := sorted(given - _OPTIONS[format]):
         takes = ", ".join(sorted(_OPTIONS[format]))
@@ -158,6 +179,7 @@ def _check(
         _check_replaceable(directory)
     elif format == "onnx":
         onnx.check(input_range, **options)
+    return format
 
 
 def _check_replaceable(directory: str | os.PathLike) -> None:
@@ -300,7 +322,7 @@ def port(
     freeze: bool = False,
     jit_compile: bool = False,
     *,
-    format: str = "tf_saved_model",
+    format: str | None = None,
     **options: Any,
 ) -> Path:
     """From NumPy arrays to a checked SavedModel, or file: load, compare with the reference, export.
@@ -319,7 +341,7 @@ def port(
         CheckpointError: as `bitlib.checkpoint.read`; or the port differs from the float64 reference
             by more than `TOLERANCE`, in which case nothing is written.
     """
-    _check(directory, input_range or (-1, 1), freeze, jit_compile, format, options)
+    format = _check(directory, input_range or (-1, 1), freeze, jit_compile, format, options)
     found = checkpoint.find(source)
     model, _ = _checked(found, head)
     of_source = (-1, 1) if options.get("uint8") else found.card.input_range

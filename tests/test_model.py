@@ -5,11 +5,11 @@ import tensorflow as tf
 
 from bitlib import checkpoint, ops
 from bitlib.checkpoint import Architecture
+from bitlib.inputs import check_range
 from bitlib.model import (
     UNITS,
     BiT,
     GroupNorm,
-    check_range,
     standardize,
 )
 from tests.conftest import SMALL
@@ -43,7 +43,7 @@ def test_layout_has_the_published_number_of_parameters(depth, width):
 def test_paths_and_shapes_are_those_of_the_arrays(depth, width, classes):
     model = BiT(UNITS[depth], width, classes)
     expected = checkpoint.layout(Architecture(UNITS[depth], width, classes))
-    assert {v.path: tuple(v.shape) for v in model.variables} == expected
+    assert {name: tuple(v.shape) for name, v in model.arrays.items()} == expected
     assert len(model.trainable_variables) == len(expected)
 
 
@@ -147,7 +147,7 @@ def test_group_norm_keeps_its_digits_where_the_mean_is_large(mean, compiled):
     exact = (grouped - grouped.mean((1, 2, 4), keepdims=True)) / np.sqrt(
         grouped.var((1, 2, 4), keepdims=True) + 1e-5
     )
-    layer.operations = ops.fast(compiled=compiled)
+    layer.arithmetic = ops.fast(compiled=compiled)
     result = layer(x)
     np.testing.assert_allclose(result, np.maximum(exact.reshape(x.shape), 0), atol=3e-7 * max(mean, 10))
 
