@@ -47,7 +47,7 @@ class StandardizedConv2D(keras.layers.Conv2D):
         return super().add_weight(*args, **kwargs, autocast=False)
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        kernel = self.arithmetic.standardize(ops.convert_to_tensor(kernel))
+        kernel = self.arithmetic.standardize(ops.cast(kernel, "float32"))
         height, width = (size // 2 for size in self.kernel_size)
         if self.padding == "valid" and (height or width):
             inputs = ops.pad(inputs, ((0, 0), (height, height), (width, width), (0, 0)))
@@ -121,7 +121,7 @@ class GroupNorm(keras.layers.Layer):
 
     def call(self, x: Tensor) -> Tensor:
         """Normalise and rectify `[N, H, W, C]`; statistics are float32 under every dtype policy."""
-        gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
+        gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
         shape = ops.shape(x)
         pixels = ops.reshape(ops.cast(x, "float32"), (shape[0], -1, shape[-1]))
         return ops.reshape(ops.cast(self.arithmetic.group_norm_relu(pixels, gamma, beta), x.dtype), shape)
@@ -285,7 +285,7 @@ class BiT(keras.Model):
         num_classes: outputs of the head; None for pooled features without a head. Default 1000.
         name: of the model. Default `resnet`.
         kernel_initializer: of the convolutions; `zeros` saves time and memory where a checkpoint follows.
-        dtype: `float32`, `mixed_bfloat16` or `mixed_float16`; None for Keras' own default.
+        dtype: `float32`, `bfloat16`, `mixed_bfloat16` or `mixed_float16`; None for Keras' own default.
 
     Attributes:
         card: the model as it is now: preprocessing, names of classes; None where nothing is known.
@@ -419,13 +419,15 @@ def _strided(shape: tuple, stride: int, channels: int) -> tuple:
 
 
 def _policy(dtype: Any) -> str:
-    """The name of the dtype policy of a model: one whose weights are float32, as the published ones are."""
-    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-    if policy.variable_dtype == "float32":
-        return policy.name
-    if dtype is None:  # a floatx of Keras' settings, left from other work
+    """The name of a model's dtype policy. Float16 and float64 are refused: no published weight has them."""
+    try:
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        if policy.variable_dtype in ("float32", "bfloat16"):
+            return policy.name
+    except ValueError:
+        pass  # of a policy that Keras does not know, as of one that we do not
+    if dtype is None:  # Keras' settings, left from other work
         return "float32"
     raise ValueError(
-        f"dtype: expected 'float32', 'mixed_bfloat16' or 'mixed_float16', as weights are float32; "
-        f"received {policy.name!r}"
+        f"dtype: expected 'float32', 'bfloat16', 'mixed_bfloat16' or 'mixed_float16', received {dtype!r}"
     )

@@ -91,8 +91,8 @@ def export(
     Raises:
         TypeError: `model` is not a BiT.
         ValueError: `format` or `input_range` is none of the above; the suffix is of another format; an option
-            is not one of the format's; `jit_compile` without `freeze`, `stages` beside `freeze` or `serving_bytes`; or as
-            `bitlib.serving.check`, `bitlib.onnx.write`, `bitlib.litert.write`.
+            is not one of the format's; `jit_compile` without `freeze`, `stages` beside `freeze` or
+            `serving_bytes`; or as `bitlib.serving.check`, `bitlib.onnx.write`, `bitlib.litert.write`.
         ImportError: the format needs a package that is not installed.
         FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's: a file of
             yours, or a README.md that is not such a model card.
@@ -161,15 +161,15 @@ def _check(
     format = _SUFFIXES.get(suffix, "tf_saved_model") if format is None else format
     if format not in _OPTIONS:
         raise ValueError(f"format: expected one of {', '.join(_OPTIONS)}, received {format!r}")
+    given = {*options, *(["freeze"] if freeze else []), *(["jit_compile"] if jit_compile else [])}
+    if unknown := sorted(given - _OPTIONS[format]):
+        takes = ", ".join(sorted(_OPTIONS[format]))
+        raise ValueError(f"{unknown[0]}: no option of format {format!r}, which takes {takes}")
     if _SUFFIXES.get(suffix, format) != format or (suffix in _OTHERS):
         other = _OTHERS.get(
             suffix, f"bitlib.export(..., format={_SUFFIXES.get(suffix)!r}) writes such a file"
         )
         raise ValueError(f"directory: {str(directory)!r} is called like no {format}; {other}")
-    given = {*options, *(["freeze"] if freeze else []), *(["jit_compile"] if jit_compile else [])}
-    if unknown := sorted(given - _OPTIONS[format]):
-        takes = ", ".join(sorted(_OPTIONS[format]))
-        raise ValueError(f"{unknown[0]}: no option of format {format!r}, which takes {takes}")
     check_input_range(input_range)
     if jit_compile and not freeze:
         raise ValueError("jit_compile: expected False, or freeze=True beside it; received True alone")

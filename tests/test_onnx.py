@@ -252,7 +252,7 @@ class TestRefusals:
             ({"format": "onnx", "batch_shape": (8, 224, 224)}, "^batch_shape: expected None or .N, height"),
             ({"format": "onnx", "batch_shape": (1, 31, 224, 3)}, "^batch_shape: .*at least 32; received"),
             ({"format": "onnx", "batch_shape": (None, 64, 64, 3)}, "^batch_shape: .*received .None, 64"),
-            ({"uint8": True}, "^uint8: no option of format 'tf_saved_model', which takes freeze, "),
+            ({"format": "tf_saved_model", "uint8": True}, "^uint8: no option of format 'tf_saved_model', "),
             ({"format": "litert", "uint8": True}, "^uint8: .*which takes precision, representative"),
         ],
     )  # fmt: skip
