@@ -81,11 +81,6 @@ class Root(keras.layers.Layer):
         self.tuned = about.get("tuned", False)
         self.convolution = StandardizedConv2D(filters, 7, 2, name="standardized_conv2d", **own)
 
-    @property
-    def kernel(self) -> keras.Variable:
-        """The convolution's, `[7, 7, 3, filters]`."""
-        return self.convolution.kernel
-
     def build(self, input_shape: tuple) -> None:
         self.convolution.build(input_shape)
 
@@ -193,17 +188,6 @@ class Unit(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
-class Features(keras.layers.Layer):
-    """The average over height and width: `[N, H, W, C]` -> float32 `[N, C]`."""
-
-    def call(self, x: Tensor) -> Tensor:
-        return ops.mean(ops.cast(x, "float32"), axis=(1, 2))
-
-    def compute_output_spec(self, x: Tensor) -> Tensor:
-        return keras.KerasTensor((x.shape[0], x.shape[-1]), "float32")
-
-
-@keras.saving.register_keras_serializable(package="bitlib")
 class Head(keras.layers.Layer):
     """The classifier, a 1×1 convolution of pooled features that starts at zero (section 3.3).
 
@@ -215,16 +199,6 @@ class Head(keras.layers.Layer):
         self.num_classes = num_classes
         own = {"kernel_initializer": "zeros", "data_format": "channels_last", "dtype": "float32"}
         self.convolution = keras.layers.Conv2D(num_classes, 1, name="conv2d", **own)
-
-    @property
-    def kernel(self) -> keras.Variable:
-        """`[1, 1, C, num_classes]`."""
-        return self.convolution.kernel
-
-    @property
-    def bias(self) -> keras.Variable:
-        """`[num_classes]`."""
-        return self.convolution.bias
 
     def build(self, input_shape: tuple) -> None:
         self.convolution.build((None, 1, 1, input_shape[-1]))
@@ -271,7 +245,7 @@ def network(
                 **own,
             )(x)
     x = GroupNorm(name="group_norm", dtype=policy)(x)
-    x = Features(name="features", dtype="float32")(x)
+    x = keras.layers.GlobalAveragePooling2D("channels_last", name="features", dtype="float32")(x)
     return images, x if num_classes is None else Head(num_classes, name="head")(x)
 
 

@@ -160,6 +160,10 @@ def disagreement(
         x = compare(layer(x.astype(np.float32)), unit(x, arrays, path, stride))
     features = compare(model.pool(x.astype(np.float32)), pool(arrays, x))
     bias = "resnet/head/conv2d/bias"
-    if model.head is not None and bias in arrays and np.array_equal(arrays[bias], model.head.bias):
+    if (
+        model.head is not None
+        and bias in arrays
+        and np.array_equal(arrays[bias], model.head.convolution.bias)
+    ):
         compare(model.head(features.astype(np.float32)), apply_head(arrays, features))
     return max(differences)

@@ -95,7 +95,7 @@ def tuned(
     model = checkpoint.load(source, head=task.class_names)
     if random_head and model.head:  # Keras' usual initial weights
         start = keras.initializers.GlorotUniform(seed=seed)
-        model.head.kernel.assign(start(model.head.kernel.shape))
+        model.head.convolution.kernel.assign(start(model.head.convolution.kernel.shape))
     boundaries = how.pop("boundaries", None)
     ruled = plan(task, **how)
     ruled = replace(ruled, boundaries=boundaries) if boundaries else ruled

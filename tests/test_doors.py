@@ -122,10 +122,13 @@ def test_where_values_are_not_looked_at_nan_comes_through(model, value):
     np.testing.assert_allclose(logits[0], model(RIGHT)[0], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "stream", [tf.data.Dataset.from_tensors(RIGHT), Keyed(workers=1), (batch for batch in [RIGHT])]
-)
-def test_predict_takes_what_keras_takes(model, stream):
+@pytest.mark.parametrize("kind", ["tf.data", "PyDataset", "generator"])
+def test_predict_takes_what_keras_takes(model, kind):
+    stream = {
+        "tf.data": tf.data.Dataset.from_tensors(RIGHT),
+        "PyDataset": Keyed(workers=1),
+        "generator": ((batch,) for batch in [RIGHT]),
+    }[kind]
     np.testing.assert_allclose(model.predict(stream, verbose=0), model(RIGHT), rtol=1e-3, atol=1e-3)
 
 

@@ -74,7 +74,7 @@ class TestExtract:
         stages = model.stages
         monkeypatch.setattr(model, "stages", lambda batch: traced.append(1) or stages(batch))
         before = features.extract(model, images)
-        model.root.kernel.assign(model.root.kernel[:, ::-1])
+        model.root.convolution.kernel.assign(model.root.convolution.kernel[:, ::-1])
         after = features.extract(model, images[:, :, :32], batch_size=2)
         assert len(traced) == 1
         np.testing.assert_allclose(after, stages(images[:, :, :32])["features"], rtol=1e-4, atol=1e-4)
@@ -84,7 +84,7 @@ class TestExtract:
     def test_a_graph_of_constants_is_not_kept(self, model, images):
         with ops.constant_kernels(model):
             before = features.extract(model, images)
-        model.root.kernel.assign(model.root.kernel[:, ::-1])
+        model.root.convolution.kernel.assign(model.root.convolution.kernel[:, ::-1])
         assert np.abs(before - features.extract(model, images)).max() > 0.1
 
     @pytest.mark.slow

@@ -351,10 +351,10 @@ class TestResume:
         with np.load(tmp_path / finetune.STATE) as stored:
             arrays = dict(stored)
         np.savez(tmp_path / finetune.STATE, **arrays | {name: np.zeros((7, 7), "float32")})
-        before = model.head.bias.numpy()
+        before = model.head.convolution.bias.numpy()
         with pytest.raises(ValueError, match=r"^checkpoints: .*training\.npz.*expected shape.*begin anew"):
             finetune.fit(model, examples, a_plan(), verbose=0, checkpoints=tmp_path)
-        np.testing.assert_array_equal(model.head.bias, before)
+        np.testing.assert_array_equal(model.head.convolution.bias, before)
 
 
 class TestFailures:
@@ -447,7 +447,9 @@ class TestFailures:
 class TestEvaluation:
     @pytest.mark.slow
     def test_every_example_counts_once(self, model, examples):
-        model.head.kernel.assign(np.random.default_rng(1).normal(size=model.head.kernel.shape))
+        model.head.convolution.kernel.assign(
+            np.random.default_rng(1).normal(size=model.head.convolution.kernel.shape)
+        )
         plan = a_plan()
         logits = finetune.predict(model, examples[0], plan, batch_size=7)
         expected = model(augment.evaluation_image(examples[0], plan)).numpy()

@@ -200,7 +200,9 @@ class TestWrittenGradients:
 
     def test_of_a_whole_network(self, small, images):
         """By differences: the loss falls as the gradient says when one walks against it."""
-        small.head.kernel.assign(np.random.default_rng(0).normal(size=small.head.kernel.shape))
+        small.head.convolution.kernel.assign(
+            np.random.default_rng(0).normal(size=small.head.convolution.kernel.shape)
+        )
         loss = lambda: float(tf.reduce_sum(tf.square(small(images))))  # noqa: E731
         values = [variable.value for variable in small.trainable_variables]
         with ops.computed_by(small, ops.fast()), tf.GradientTape() as tape:

@@ -211,8 +211,10 @@ class TestFile:
     def test_tells_what_a_tuned_model_is_and_has_its_weights(self, small_npz, tmp_path):
         model = bitlib.load(small_npz, head=["cat", "dog"])
         model.tuned = True
-        model.root.kernel.assign(model.root.kernel[::-1])
-        model.head.kernel.assign(model.head.kernel + noise(1, 1024, 2)[..., 0].reshape(1, 1, 1024, 2))
+        model.root.convolution.kernel.assign(model.root.convolution.kernel[::-1])
+        model.head.convolution.kernel.assign(
+            model.head.convolution.kernel + noise(1, 1024, 2)[..., 0].reshape(1, 1, 1024, 2)
+        )
         path = bitlib.export(model, tmp_path / "m.onnx", format="onnx")
         told = described(path)[1]
         assert json.loads(told["class_names"]) == ["cat", "dog"]
@@ -282,7 +284,7 @@ class TestWriting:
     def test_parents_are_made_and_the_former_is_replaced(self, model, tmp_path):
         path = tmp_path / "a" / "b" / "m.onnx"
         bitlib.export(model, path, format="onnx")
-        model.head.bias.assign(model.head.bias + 1)
+        model.head.convolution.bias.assign(model.head.convolution.bias + 1)
         assert bitlib.export(model, path, format="onnx") == path
         assert error(onnx_runtime(path)(ANY[0]), model(ANY[0]).numpy()) < 1e-5
         assert [file.name for file in path.parent.iterdir()] == ["m.onnx"]
@@ -292,7 +294,7 @@ class TestWriting:
         monkeypatch.setattr(writer, "LARGEST", largest)
         path = bitlib.export(model, tmp_path / "there" / "m.onnx", format="onnx")
         before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-        model.head.bias.assign(model.head.bias + 1)
+        model.head.convolution.bias.assign(model.head.convolution.bias + 1)
         monkeypatch.setattr(writer, "_group_norm", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         for folder, expected in (("there", before), ("new", {})):
             with pytest.raises(KeyboardInterrupt):
@@ -309,7 +311,7 @@ class TestWriting:
                 assert error(run(ANY[0]), model(ANY[0]).numpy()) < 1e-5, name
             assert path.stat().st_size < 200_000
             onnx.checker.check_model(path, full_check=True)
-            model.head.bias.assign(model.head.bias + 1)
+            model.head.convolution.bias.assign(model.head.convolution.bias + 1)
         files = sorted(file.name for file in path.parent.iterdir())
         assert len(files) == 3  # the former .onnx, opened meanwhile, still finds its weights
         assert all(re.fullmatch(r"m(-[0-9a-f]{16}\.data|\.onnx)", name) for name in files)

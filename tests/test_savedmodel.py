@@ -199,7 +199,7 @@ class TestFreeze:
         model = bitlib.load(small_npz)
         before = model(images).numpy()
         bitlib.export(model, tmp_path / "m", freeze=True)
-        model.root.kernel.assign(model.root.kernel[::-1])
+        model.root.convolution.kernel.assign(model.root.convolution.kernel[::-1])
         assert np.abs(model(images) - before).max() > 1e-3
 
 
@@ -212,7 +212,7 @@ class TestWriting:
     def test_parents_are_made_and_a_savedmodel_replaced(self, tmp_path, model, images):
         folder = tmp_path / "a" / "b" / "1"
         bitlib.export(model, folder)
-        model.head.bias.assign(model.head.bias + 1)
+        model.head.convolution.bias.assign(model.head.convolution.bias + 1)
         assert bitlib.export(model, folder) == folder
         close(hub.load(str(folder))(images), model(images).numpy())
         assert [path.name for path in folder.parent.iterdir()] == ["1"]

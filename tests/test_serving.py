@@ -242,7 +242,7 @@ class TestNames:
     @pytest.mark.slow
     def test_sigmoid_names_of_ones_own_and_fewer_classes_than_asked_for(self, tmp_path):
         model = bitlib.load(zoo.BUNDLED, head=["ash", "birch", "cedar"])
-        model.head.bias.assign([0.1, 3.0, -2.0])
+        model.head.convolution.bias.assign([0.1, 3.0, -2.0])
         model.card = replace(model.card, activation="sigmoid")
         bitlib.export(model, tmp_path / "m", serving_bytes=True)
         found = tf.saved_model.load(str(tmp_path / "m")).signatures["serving_bytes"](

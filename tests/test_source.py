@@ -134,7 +134,7 @@ class TestHead:
     def test_a_list_of_names(self, small_npz):
         model = bitlib.load(small_npz, head=NAMES)
         assert (model.num_classes, model.card.class_names) == (3, tuple(NAMES))
-        assert not model.head.kernel.numpy().any()
+        assert not model.head.convolution.kernel.numpy().any()
 
     @pytest.mark.parametrize("head", [[], ["a", 1], True, "ash", 0, 2.5])
     def test_refusals(self, small_npz, head):

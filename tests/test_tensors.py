@@ -105,7 +105,9 @@ class TestWriting:
 
     def test_the_same_model_and_note_again(self, small_npz, images, tmp_path):
         model = bitlib.load(small_npz, head=["oak", "pine"])
-        model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
+        model.head.convolution.kernel.assign(
+            np.random.default_rng(0).normal(size=model.head.convolution.kernel.shape)
+        )
         path = checkpoint.save(model, tmp_path / "out.safetensors")
         again = bitlib.load(path)
         np.testing.assert_array_equal(again(images), model(images))
