@@ -17,6 +17,9 @@ UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36,
 SUFFIXES = (".npz", ".safetensors")
 """Of the files that hold a checkpoint: in the published layout; with the names of timm or transformers."""
 
+MODEL_SUFFIXES = (*SUFFIXES, ".keras")
+"""Of the files that hold a model: a checkpoint, or what Keras saved."""
+
 HEAD = ("resnet/head/conv2d/kernel", "resnet/head/conv2d/bias")
 ROOT = "resnet/root_block/standardized_conv2d/kernel"
 

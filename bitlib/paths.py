@@ -38,11 +38,3 @@ def expanded(path: str | os.PathLike, name: str) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name}: expected a path, received {str(path)[:80]!r} ({reason})") from None
     return found
-
-
-def is_file(name: str | os.PathLike) -> bool:
-    """Whether there is such a file; not for what can be no path, where `Path.is_file` raises an error."""
-    try:
-        return Path(name).is_file()
-    except OSError:
-        return False

@@ -39,7 +39,7 @@ def of_file(file: str) -> Stored:
 
     Raises: as `fetch`; and ValueError if it would lie elsewhere, or a variable makes no sense.
     """
-    if not _INSIDE.fullmatch(file):
+    if not isinstance(file, str) or not _INSIDE.fullmatch(file):
         raise ValueError(
             f"file: expected a path below the published address, like vtab/some.npz, received {file!r}"
         )
@@ -108,7 +108,8 @@ def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
         verify(copy)
         return copy
 
-    cards = [zoo.card(name) for name in ([names] if isinstance(names, str) else names)]
+    single = isinstance(names, (str, bytes)) or not isinstance(names, Iterable)
+    cards = [zoo.card(name) for name in ([names] if single else names)]
     lists = {zoo.CLASS_LISTS[card.labels] for card in cards if card.labels and card.url}
     for file in sorted(lists):
         copied(fetch_file(file), file)

@@ -10,14 +10,23 @@ import difflib
 import functools
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitlib import handles as hub
-from bitlib.layout import SUFFIXES, Architecture, layout, npz_size, units_and_width
+from bitlib.layout import (
+    MODEL_SUFFIXES,
+    SUFFIXES,
+    Architecture,
+    CheckpointError,
+    layout,
+    npz_size,
+    units_and_width,
+)
 from bitlib.layout import UNITS as UNITS
-from bitlib.paths import bundled, is_file
+from bitlib.paths import bundled, expanded
 from bitlib.tables import Table
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"
@@ -33,6 +42,21 @@ CLASS_LISTS = {
 }
 """The file of each class list: one class a line, line number = index. The first is bundled, the others
 are published beside the weights."""
+
+FOREIGN = {
+    (".pb", ".onnx", ".tflite"): "an export, from which no weights are read (load what it was exported from)",
+    (
+        ".h5",
+        ".hdf5",
+    ): "weights of Keras (`load_weights` of a loaded model reads them, and then "
+    "`bitlib.checkpoint.save` writes a .npz)",
+    (".pth", ".pt", ".bin", ".ckpt", ".index", ".pkl", ".pickle", ".msgpack"): "of another "
+    "library (PyTorch's become a .safetensors by `safetensors.torch.save_file(model.state_dict(), path)`)",
+}
+"""Suffixes of files that are not read, and what to do instead."""
+
+_SUFFIXES = ", ".join(MODEL_SUFFIXES)
+_PUBLISHED = re.compile(r"(https?://storage\.(googleapis|cloud\.google)\.com/|gs://)bit_models/", re.I)
 
 ARCHITECTURES = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 
@@ -261,24 +285,48 @@ def _spellings() -> dict[str, str]:
     return {name.removeprefix("bit-"): known for name, known in found.items()} | found
 
 
-def _nearest(bare: str) -> str:
-    """The names that a misspelt one may have meant, for a message."""
+def _nearest(bare: str) -> list[str]:
+    """The names that a misspelt one may have meant."""
     if "/" in bare:
         handle = f"{hub.unversioned(bare)}/1"
         near = difflib.get_close_matches(handle, [*hub.every(), *hub.COLLECTIONS], 5, 0.6)
         if near:
-            return ", ".join(near)
+            return near
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
     if wanted.startswith("resnetv2_"):
-        near = difflib.get_close_matches(wanted, hub.elsewhere(), 5, 0.5)
-        return ", ".join(near) or "bitlib.zoo.names() lists them all"
+        return difflib.get_close_matches(wanted, hub.elsewhere(), 5, 0.5)
     word = wanted.rpartition("-")[2]  # of a task (`flowers`), which difflib finds too short to be near
     tasks = [name for name in _spellings() if name.startswith(wanted.removesuffix(word)) and word in name]
     near = tasks[:5] if "-run" in wanted else []
     near += difflib.get_close_matches(wanted, _spellings(), 5, 0.5)
-    return (
-        ", ".join(dict.fromkeys(_spellings()[name] for name in near)) or "bitlib.zoo.names() lists them all"
-    )
+    return list(dict.fromkeys(_spellings()[name] for name in near))
+
+
+def _unknown(name: object, argument: str) -> ValueError:
+    """The error for what is not the name of one published model."""
+    if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
+        shown = " ".join(repr(name).split())[:80]
+        return ValueError(
+            f"{argument}: expected a name such as 'BiT-M-R50x1' (bitlib.zoo.names() lists all), a hub "
+            f"handle, or a path to a file ending in {_SUFFIXES}; received {shown}"
+        )
+    name = str(name)
+    if is_collection(name):
+        members = ", ".join(handles(name))
+        return ValueError(f"{argument}: {name!r} is a collection; choose one of its members: {members}")
+    near = _nearest(_bare(name)[:200])
+    shown = repr(name if len(name) <= 80 else f"{name[:80]}…")
+    advice = f"nearest: {', '.join(near)}" if near else "bitlib.zoo.names() lists them all"
+    if "://" in _bare(name):
+        advice = f"of addresses, those below {BASE_URL} are known, and those of the hub; {advice}"
+    elif argument == "source":
+        shown += f", and no such file is in {os.getcwd()}"
+    return ValueError(f"{argument}: no published BiT is called {shown}; {advice}")
+
+
+def _bare(name: str | os.PathLike) -> str:
+    """As `handles.bare`, and without the published address."""
+    return hub.bare(_PUBLISHED.sub("", str(name).strip()))
 
 
 def card(name: str) -> Card:
@@ -295,21 +343,21 @@ def card(name: str) -> Card:
     """
     if found := _find(name):
         return found
-    if is_collection(name):
-        members = ", ".join(handles(name))
-        raise ValueError(f"name: {name!r} is a collection; choose one of its members: {members}")
-    shown = str(name) if len(str(name)) <= 80 else f"{str(name)[:80]}…"
-    raise ValueError(f"name: no published BiT is called {shown!r}; nearest: {_nearest(hub.bare(name)[:200])}")
+    raise _unknown(name, "name")
 
 
 def _find(name: str) -> Card | None:
+    if not isinstance(name, (str, os.PathLike)):
+        return None
     if found := hub.find(name):
         handle, known = found
         module = hub.module(known)
         return replace(
             _cards()[module.checkpoint], handle=handle, output=module.output, input_range=module.input_range
         )
-    bare = hub.bare(name)
+    bare = _bare(name)
+    if "://" in bare:
+        return None
     if bare in hub.elsewhere():
         return _cards()[hub.elsewhere()[bare]]
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
@@ -319,6 +367,43 @@ def _find(name: str) -> Card | None:
     return _cards()[called] if called and ("/" not in bare or of_a_file) else None
 
 
+def path_of(source: str | os.PathLike) -> Path | None:
+    """The file that a source is, which need not be there; None if it is the name of a published model.
+
+    The one place where names, handles, addresses and paths are told apart. A file that is there comes before
+    a name, and a `Path` is always a file.
+
+    Raises:
+        ValueError: it is neither; or it is a folder, or a file of a kind that is not read.
+    """
+    if not isinstance(source, (str, os.PathLike)) or not str(source).strip():
+        raise _unknown(source, "source")
+    text, place = str(source), os.path.expanduser(source)
+    is_path = isinstance(source, os.PathLike) or os.path.isfile(place)
+    called = None if is_path else _find(text)
+    if called:  # behind any folder but its published one, a model's name is that of a file of one's own
+        bare = _bare(text)
+        published = not text.startswith("/") and bare.removesuffix(".npz") == called.file[:-4].lower()
+        if "/" not in text or called.handle or bare in hub.elsewhere() or published:
+            return None
+    suffix = Path(text).suffix.lower()
+    for suffixes, reason in FOREIGN.items():
+        if suffix in suffixes:
+            raise CheckpointError(f"source: {text}: {reason}; expected a file ending in {_SUFFIXES}")
+    is_path = is_path or os.path.exists(place) or text.lower().endswith(MODEL_SUFFIXES)
+    if "://" in text or not (called or is_path):
+        raise _unknown(text, "source")
+    path = expanded(source, "source")
+    if (path / "saved_model.pb").is_file():
+        raise CheckpointError(
+            f"{path}: a SavedModel, an export from which no weights are read; `tf.saved_model.load` and "
+            "`hub.load` load it, and `bitlib.load` what it was exported from"
+        )
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder, expected a BiT checkpoint ({', '.join(SUFFIXES)})")
+    return path
+
+
 def card_of(source: str | os.PathLike) -> Card:
     """The card of a model's name or handle, or of a checkpoint file, published or one's own.
 
@@ -326,12 +411,10 @@ def card_of(source: str | os.PathLike) -> Card:
     no class list, images resized straight to 224 pixels.
 
     Raises:
-        ValueError: neither a file nor the name of a published BiT.
+        ValueError: as `path_of`.
     """
-    path = Path(source)
-    if isinstance(source, os.PathLike) or path.suffix in SUFFIXES or is_file(path):
-        return _find(str(source)) or own_card(path.stem, path.name)
-    return card(str(source))
+    path = path_of(source)
+    return card(str(source)) if path is None else _find(path.name) or own_card(path.stem, path.name)
 
 
 def own_card(name: str, file: str = "") -> Card:
