@@ -21,7 +21,9 @@ def bundled(file: str) -> Path:
 
 def cache_folder() -> Path:
     """`BITLIB_CACHE` if it is set, else the user's cache folder. Raises: ValueError if it is nobody's."""
-    folder = os.environ.get("BITLIB_CACHE")
+    folder = os.environ.get("BITLIB_CACHE", "").strip()
+    if "://" in folder:
+        raise ValueError(f"BITLIB_CACHE: expected a folder, received {folder!r}")
     if folder:
         return expanded(folder, "BITLIB_CACHE")
     import pooch

@@ -329,7 +329,7 @@ def _bare(name: str | os.PathLike) -> str:
     return hub.bare(_PUBLISHED.sub("", str(name).strip()))
 
 
-def card(name: str) -> Card:
+def card(name: str | os.PathLike) -> Card:
     """The card of a model.
 
     Args:
@@ -346,10 +346,10 @@ def card(name: str) -> Card:
     raise _unknown(name, "name")
 
 
-def _find(name: str) -> Card | None:
+def _find(name: str | os.PathLike) -> Card | None:
     if not isinstance(name, (str, os.PathLike)):
         return None
-    if found := hub.find(name):
+    if found := hub.find(str(name)):
         handle, known = found
         module = hub.module(known)
         return replace(
