@@ -1,4 +1,4 @@
-"""What every page needs and nothing else does: a quiet start, versions, tables, and source code to read."""
+"""What every page needs and nothing else does: a quiet start, parameters, versions, tables, source code."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import ast
 import importlib.metadata
 import inspect
 import logging
+import math
 import os
 import platform
+import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bitlib import images, tasks
 from bitlib.progress import stderr_aside
+from bitlib.tfdatasets import builder_of
 
 
 def quiet() -> None:
@@ -54,15 +58,177 @@ def versions(*packages: str) -> None:
     print(", ".join([f"Python {platform.python_version()}", *found]))
 
 
-def listed(value) -> list:
-    """A parameter that is a list, or what papermill's command line makes of one: `"[1, 2]"`, `"a, b"`."""
+def read(page: dict[str, Any], **kinds: Callable[[Any], Any]) -> None:
+    """Read the parameters of a page, as they are written there or as papermill's command line passes them.
+
+    Args:
+        page: `globals()` of the page; what was read replaces what is there.
+        kinds: for each parameter one of the functions below, which returns the value or raises an error.
+
+    Raises:
+        ValueError, OSError: the message names the parameter, what was received and what would be right.
+    """
+    for name, kind in kinds.items():
+        with parameter(name):
+            page[name] = kind(page[name])
+
+
+def text(value) -> str:
+    """A text, also one that papermill took for a number; None for an empty one."""
+    if value is None or (isinstance(value, str) and value == "None"):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, int, float)):
+        raise ValueError(f"expected text, received {value!r}")
+    return str(value)
+
+
+def texts(value) -> list[str]:
+    """A list of texts: one alone, or several with commas between them, in brackets and quotes or without."""
+    return [text(item) for item in _listed(value)]
+
+
+def folder(value) -> str:
+    """A folder to write to."""
+    path = os.path.expanduser(text(value))
+    if not path or os.path.isfile(path):
+        raise ValueError(f"expected a folder to write to, received {value!r}")
+    return path
+
+
+def switch(value) -> bool:
+    """True or False."""
+    found = _literal(value)
+    if not isinstance(found, (bool, np.bool_, int, float)) or found not in (0, 1):
+        raise ValueError(f"expected true or false, received {value!r}")
+    return bool(found)
+
+
+def number(value) -> float:
+    """A number, at least 0; None for 0."""
+    found = 0 if value is None else _literal(value)
+    if isinstance(found, bool) or not isinstance(found, (int, float, np.number)) or not 0 <= found < math.inf:
+        raise ValueError(f"expected a number, at least 0, received {value!r}")
+    return float(found)
+
+
+def whole(
+    least: int = 0, most: int = 2**31 - 1, what: str = "a whole number", zero: bool = False
+) -> Callable[[Any], int]:
+    """A whole number in a range, or 0 too if `zero`."""
+
+    def kind(value) -> int:
+        with suppress(ValueError):
+            found = number(value)
+            if found.is_integer() and (least <= found <= most or (zero and not found)):
+                return int(found)
+        limits = f"at least {least}" if most == 2**31 - 1 else f"from {least} to {most:,}"
+        raise ValueError(f"expected {what}, {limits}, received {value!r}")
+
+    return kind
+
+
+pixels = whole(32, 2048, "0, or a whole number of pixels", zero=True)
+"""A height and width in pixels, or 0 for the model's own."""
+
+
+def wholes(least: int = 0) -> Callable[[Any], list[int]]:
+    """A list of whole numbers, one at least."""
+
+    def kind(value) -> list[int]:
+        with suppress(ValueError):
+            if found := [whole(least)(item) for item in _listed(value)]:
+                return found
+        raise ValueError(f"expected whole numbers, at least {least}, such as [1, 5], received {value!r}")
+
+    return kind
+
+
+def input_range(value) -> tuple[float, float]:
+    """The least and the largest value that a model is fed."""
+    with suppress(ValueError, TypeError):
+        low, high = map(float, _listed(value))
+        if -math.inf < low < high < math.inf:
+            return low, high
+    raise ValueError(f"expected two numbers, such as [-1, 1] or [0, 1], received {value!r}")
+
+
+def head(value) -> str | int | list[str]:
+    """`"keep"`, a number of classes, or a list of their names."""
+    found = _literal(value)
+    with suppress(ValueError):
+        if isinstance(found, (int, float, np.number)):
+            return whole(1)(found)
+        names = texts(value)
+        if names:
+            return "keep" if names == ["keep"] else names
+    raise ValueError(f"expected 'keep', a number of classes or a list of their names, received {value!r}")
+
+
+def data_set(data_dir: Any = None) -> Callable[[Any], str]:
+    """A name that `bitlib.datasets.labelled` takes, or a folder; nothing of it is loaded yet."""
+
+    def kind(value) -> str:
+        name = os.path.expanduser(text(value))
+        if name in (*tasks.TASKS, "glyphs") or os.path.isdir(name):
+            return name
+        try:
+            builder_of(name, text(data_dir) or None)
+        except Exception as error:  # TFDS raises a dozen kinds
+            raise ValueError(
+                f"expected one of {', '.join(tasks.TASKS)}, a folder, or a name of TensorFlow Datasets, "
+                f"received {value!r}; there is no such folder in {os.getcwd()}, and {error}"
+            ) from error
+        return name
+
+    return kind
+
+
+def pictures(most: int) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Picture files, or a folder of them, read as by `readable`; none if nothing is given."""
+
+    def is_there(path: str) -> bool:
+        return os.path.exists(os.path.expanduser(path))
+
+    def kind(value) -> dict[str, np.ndarray]:
+        files: list = []
+        for path in map(text, _listed(value, is_there)):
+            if not is_there(path):
+                raise FileNotFoundError(
+                    f"expected pictures or a folder of them, received {value!r}; there is no {path} in "
+                    f"{os.getcwd()}"
+                )
+            path = os.path.expanduser(path)
+            files += images.files(path) if os.path.isdir(path) else [path]
+        return readable(files, most) if files else {}
+
+    return kind
+
+
+def _literal(value):
+    """What a text stands for; the text itself if it stands for nothing else."""
     if not isinstance(value, str):
-        return list(value)
-    try:
-        found = ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        found = [part.strip(" '\"") for part in value.strip(" []()").split(",")]
-    return [part for part in (found if isinstance(found, (list, tuple)) else [found]) if part != ""]
+        return value
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None}
+    word = value.strip().lower()
+    with suppress(SyntaxError, ValueError, MemoryError, RecursionError):
+        return words[word] if word in words else ast.literal_eval(value.strip())
+    return value
+
+
+def _listed(value, is_one: Callable[[str], bool] = lambda text: False) -> list:
+    """The items of a list, however it is written; what `is_one` is not parted at its commas."""
+    found = value if isinstance(value, str) and is_one(value) else _literal(value)
+    if isinstance(value, str) and not isinstance(found, (list, tuple)):
+        inner = re.fullmatch(r"\s*[\[(](.*)[\])]\s*", value, re.DOTALL)
+        parts, found = (inner[1] if inner else value).split(","), []
+        while parts:
+            lengths = range(len(parts), 1, -1)
+            length = next((n for n in lengths if is_one(",".join(parts[:n]).strip())), 1)
+            found.append(",".join(parts[:length]).strip(" '\""))
+            parts = parts[length:]
+    if not isinstance(found, Iterable) or isinstance(found, (bytes, dict)):
+        found = [] if found is None else [found]
+    return [item for item in found if item is not None and str(item) not in ("", "None")]
 
 
 def readable(files: Sequence, most: int) -> dict[str, np.ndarray]:
@@ -78,21 +244,21 @@ def readable(files: Sequence, most: int) -> dict[str, np.ndarray]:
     Raises:
         ValueError: none can be read.
     """
-    from bitlib import images
-
     found: dict[str, np.ndarray] = {}
+    reason: Exception | None = None
     for count, file in enumerate(map(Path, files), start=1):
         try:
             name = file.name if file.name not in found else f"{file.parent.name}/{file.name}"
             found[name] = images.read(file)
         except (ValueError, OSError) as error:
+            reason = reason or error
             print(f"left out: {error}")
         if len(found) == most:
             if count < len(files):
                 print(f"the first {most} of {len(files)} pictures are shown")
             break
     if not found:
-        raise ValueError(f"files: none of {len(files)} pictures can be read")
+        raise ValueError(f"files: none of {len(files)} pictures can be read; {reason}")
     return found
 
 
