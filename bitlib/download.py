@@ -255,14 +255,14 @@ class _Downloader:
     def _given_up(self, error: Exception, attempts: int) -> str:
         size = self.part.stat().st_size
         later = f" (it goes on after {size:,} bytes)" if self._can_be_continued() else ""
-        mirror = ", whether BITLIB_MIRROR is right," if os.environ.get("BITLIB_MIRROR") else ""
+        mirror = ", and BITLIB_MIRROR is right," if os.environ.get("BITLIB_MIRROR") else ""
         tried = f" ({error}), tried {attempts} times (at most {MOST_ATTEMPTS}, and {ATTEMPTS} in a row that "
         tried, end = tried + "bring nothing new)", ""
         if isinstance(error, Unreachable):
             tried, end = "", f", or take the bundled model, {BUNDLED!r}. No server was reached: {error}"
         return (
-            f"{self.shown_url}: cannot be downloaded{tried}; see whether this machine has a network{mirror} and "
-            f"try again later{later}. Or {self._by_hand()}{end}"
+            f"{self.shown_url}: cannot be downloaded{tried}; see whether this machine has a network{mirror} "
+            f"and try again later{later}. Or {self._by_hand()}{end}"
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bitlib import images, tasks
+from bitlib import checkpoint, images, tasks, zoo
 from bitlib.progress import stderr_aside
 from bitlib.tfdatasets import builder_of
 
@@ -85,6 +85,15 @@ def text(value) -> str:
 def texts(value) -> list[str]:
     """A list of texts: one alone, or several with commas between them, in brackets and quotes or without."""
     return [text(item) for item in _listed(value)]
+
+
+def sources(value) -> list[str]:
+    """A list of what `bitlib.port` takes, or of collections; names are not looked for in a cache yet."""
+    names = texts(value)
+    for name in names:
+        if not zoo.is_collection(name) and zoo.path_of(name):
+            checkpoint.find(name)
+    return names
 
 
 def folder(value) -> str:
@@ -171,8 +180,10 @@ def data_set(data_dir: Any = None) -> Callable[[Any], str]:
         name = os.path.expanduser(text(value))
         if name in (*tasks.TASKS, "glyphs") or os.path.isdir(name):
             return name
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as `quiet`, which has not been called yet
         try:
-            builder_of(name, text(data_dir) or None)
+            with stderr_aside():
+                builder_of(name, text(data_dir) or None)
         except Exception as error:  # TFDS raises a dozen kinds
             raise ValueError(
                 f"expected one of {', '.join(tasks.TASKS)}, a folder, or a name of TensorFlow Datasets, "
