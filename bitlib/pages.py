@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import logging
 import math
+import numbers
 import os
 import platform
 import re
@@ -77,7 +78,7 @@ def text(value) -> str:
     """A text, also one that papermill took for a number; None for an empty one."""
     if value is None or (isinstance(value, str) and value == "None"):
         return ""
-    if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, numbers.Real)):
         raise ValueError(f"expected text, received {value!r}")
     return str(value)
 
@@ -114,10 +115,10 @@ def switch(value) -> bool:
 
 def number(value) -> float:
     """A number, at least 0; None for 0."""
-    found = 0 if value is None else _literal(value)
-    if isinstance(found, bool) or not isinstance(found, (int, float, np.number)) or not 0 <= found < math.inf:
-        raise ValueError(f"expected a number, at least 0, received {value!r}")
-    return float(found)
+    found = 0 if _literal(value) is None else _literal(value)
+    if isinstance(found, numbers.Real) and not isinstance(found, bool) and 0 <= float(found) < math.inf:
+        return float(found)
+    raise ValueError(f"expected a number, at least 0, received {value!r}")
 
 
 def whole(
@@ -165,7 +166,7 @@ def head(value) -> str | int | list[str]:
     """`"keep"`, a number of classes, or a list of their names."""
     found = _literal(value)
     with suppress(ValueError):
-        if isinstance(found, (int, float, np.number)):
+        if isinstance(found, numbers.Real):
             return whole(1)(found)
         names = texts(value)
         if names:
