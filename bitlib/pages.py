@@ -83,20 +83,6 @@ def text(value) -> str:
     return str(value)
 
 
-def texts(value) -> list[str]:
-    """A list of texts: one alone, or several with commas between them, in brackets and quotes or without."""
-    return [text(item) for item in _listed(value)]
-
-
-def sources(value) -> list[str]:
-    """A list of what `bitlib.port` takes, or of collections; names are not looked for in a cache yet."""
-    names = texts(value)
-    for name in names:
-        if not zoo.is_collection(name) and zoo.path_of(name):
-            checkpoint.find(name)
-    return names
-
-
 def folder(value) -> str:
     """A folder to write to."""
     path = os.path.expanduser(text(value))
@@ -113,44 +99,34 @@ def switch(value) -> bool:
     return bool(found)
 
 
-def number(value) -> float:
-    """A number, at least 0; None for 0."""
-    found = 0 if _literal(value) is None else _literal(value)
-    if isinstance(found, numbers.Real) and not isinstance(found, bool) and 0 <= float(found) < math.inf:
-        return float(found)
-    raise ValueError(f"expected a number, at least 0, received {value!r}")
+def number(
+    least: float = 0, most: float = 2**31 - 1, what: str = "a number", of: type = float, also: tuple = ()
+) -> Callable[[Any], Any]:
+    """A number in a range, or one of `also`, as a type `of` numbers; None for 0."""
 
-
-def whole(
-    least: int = 0, most: int = 2**31 - 1, what: str = "a whole number", zero: bool = False
-) -> Callable[[Any], int]:
-    """A whole number in a range, or 0 too if `zero`."""
-
-    def kind(value) -> int:
-        with suppress(ValueError):
-            found = number(value)
-            if found.is_integer() and (least <= found <= most or (zero and not found)):
-                return int(found)
-        limits = f"at least {least}" if most == 2**31 - 1 else f"from {least} to {most:,}"
+    def kind(value):
+        found: Any = 0 if _literal(value) is None else _literal(value)
+        is_one: bool = isinstance(found, numbers.Real) and not isinstance(found, bool)
+        if is_one and (least <= found <= most or found in also) and of(found) == found:
+            return of(found)
+        limits = f"from {least} to {most:,}" if most < 2**31 - 1 else f"at least {least}"
         raise ValueError(f"expected {what}, {limits}, received {value!r}")
 
     return kind
 
 
-pixels = whole(32, 2048, "0, or a whole number of pixels", zero=True)
+def whole(least: int = 0, most: int = 2**31 - 1) -> Callable[[Any], int]:
+    """A whole number in a range."""
+    return number(least, most, "a whole number", int)
+
+
+pixels = number(32, 2048, "0, or a whole number of pixels", int, also=(0,))
 """A height and width in pixels, or 0 for the model's own."""
 
 
-def wholes(least: int = 0) -> Callable[[Any], list[int]]:
-    """A list of whole numbers, one at least."""
-
-    def kind(value) -> list[int]:
-        with suppress(ValueError):
-            if found := [whole(least)(item) for item in _listed(value)]:
-                return found
-        raise ValueError(f"expected whole numbers, at least {least}, such as [1, 5], received {value!r}")
-
-    return kind
+def several(kind: Callable[[Any], Any]) -> Callable[[Any], list]:
+    """A list of values of a kind, one at least."""
+    return lambda value: [kind(item) for item in _listed(value) or [value]]
 
 
 def input_range(value) -> tuple[float, float]:
@@ -162,41 +138,45 @@ def input_range(value) -> tuple[float, float]:
     raise ValueError(f"expected two numbers, such as [-1, 1] or [0, 1], received {value!r}")
 
 
-def head(value) -> str | int | list[str]:
+def head(value) -> Any:
     """`"keep"`, a number of classes, or a list of their names."""
-    found = _literal(value)
-    with suppress(ValueError):
-        if isinstance(found, numbers.Real):
-            return whole(1)(found)
-        names = texts(value)
-        if names:
-            return "keep" if names == ["keep"] else names
-    raise ValueError(f"expected 'keep', a number of classes or a list of their names, received {value!r}")
+    found, names = _literal(value), _listed(value)
+    found = found if isinstance(found, numbers.Real) else "keep" if names == ["keep"] else names
+    checkpoint._checked_head(found)
+    return found
+
+
+def sources(value) -> list[str]:
+    """A list of what `bitlib.port` takes, or of collections; may be empty. No file is fetched yet."""
+    names = [text(item) for item in _listed(value)]
+    for name in names:
+        if not zoo.is_collection(name) and zoo.path_of(name):
+            checkpoint.find(name)
+    return names
 
 
 def data_set(data_dir: Any = None) -> Callable[[Any], str]:
-    """A name that `bitlib.datasets.labelled` takes, or a folder; nothing of it is loaded yet."""
+    """What `bitlib.datasets.labelled` takes: a name or a folder. Its pictures are not read yet."""
 
     def kind(value) -> str:
         name = os.path.expanduser(text(value))
-        if name in (*tasks.TASKS, "glyphs") or os.path.isdir(name):
-            return name
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as `quiet`, which has not been called yet
-        try:
-            with stderr_aside():
-                builder_of(name, text(data_dir) or None)
-        except Exception as error:  # TFDS raises a dozen kinds
-            raise ValueError(
-                f"expected one of {', '.join(tasks.TASKS)}, a folder, or a name of TensorFlow Datasets, "
-                f"received {value!r}; there is no such folder in {os.getcwd()}, and {error}"
-            ) from error
+        if name not in (*tasks.TASKS, "glyphs") and not os.path.isdir(name):
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as `quiet`, which has not been called yet
+            try:
+                with stderr_aside():
+                    builder_of(name, text(data_dir) or None)
+            except Exception as error:  # TFDS raises a dozen kinds
+                raise ValueError(
+                    f"expected one of {', '.join(tasks.TASKS)}, a folder, or a name of TensorFlow Datasets, "
+                    f"received {value!r}; there is no such folder in {os.getcwd()}, and {error}"
+                ) from error
         return name
 
     return kind
 
 
 def pictures(most: int) -> Callable[[Any], dict[str, np.ndarray]]:
-    """Picture files, or a folder of them, read as by `readable`; none if nothing is given."""
+    """Picture files, or folders of them, as `readable` reads them; none if nothing is given."""
 
     def is_there(path: str) -> bool:
         return os.path.exists(os.path.expanduser(path))
@@ -205,10 +185,8 @@ def pictures(most: int) -> Callable[[Any], dict[str, np.ndarray]]:
         files: list = []
         for path in map(text, _listed(value, is_there)):
             if not is_there(path):
-                raise FileNotFoundError(
-                    f"expected pictures or a folder of them, received {value!r}; there is no {path} in "
-                    f"{os.getcwd()}"
-                )
+                where = f"there is no {path} in {os.getcwd()}"
+                raise FileNotFoundError(f"expected pictures or a folder of them, received {value!r}; {where}")
             path = os.path.expanduser(path)
             files += images.files(path) if os.path.isdir(path) else [path]
         return readable(files, most) if files else {}
@@ -218,12 +196,11 @@ def pictures(most: int) -> Callable[[Any], dict[str, np.ndarray]]:
 
 def _literal(value):
     """What a text stands for; the text itself if it stands for nothing else."""
-    if not isinstance(value, str):
-        return value
     words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None}
-    word = value.strip().lower()
-    with suppress(SyntaxError, ValueError, MemoryError, RecursionError):
-        return words[word] if word in words else ast.literal_eval(value.strip())
+    if isinstance(value, str):
+        word = value.strip().lower()
+        with suppress(SyntaxError, ValueError, MemoryError, RecursionError):
+            return words[word] if word in words else ast.literal_eval(value.strip())
     return value
 
 

@@ -44,14 +44,10 @@ CLASS_LISTS = {
 are published beside the weights."""
 
 FOREIGN = {
-    (".pb", ".onnx", ".tflite"): "an export, from which no weights are read (load what it was exported from)",
-    (
-        ".h5",
-        ".hdf5",
-    ): "weights of Keras (`load_weights` of a loaded model reads them, and then "
-    "`bitlib.checkpoint.save` writes a .npz)",
-    (".pth", ".pt", ".bin", ".ckpt", ".index", ".pkl", ".pickle", ".msgpack"): "of another "
-    "library (PyTorch's become a .safetensors by `safetensors.torch.save_file(model.state_dict(), path)`)",
+    ".pb .onnx .tflite": "an export, from which no weights are read; load what it was exported from",
+    ".h5 .hdf5": "weights of Keras; load a model, call its `load_weights`, then `bitlib.checkpoint.save`",
+    ".pth .pt .bin .ckpt .index .pkl .msgpack": "of another library; PyTorch writes a .safetensors with "
+    "`safetensors.torch.save_file(model.state_dict(), path)`",
 }
 """Suffixes of files that are not read, and what to do instead."""
 
@@ -62,26 +58,10 @@ ARCHITECTURES = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 
 VTAB_ARCHITECTURES = ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4")
 VTAB_TASKS = (
-    "caltech101",
-    "diabetic_retinopathy",
-    "dtd",
-    "oxford_flowers102",
-    "oxford_iiit_pet",
-    "resisc45",
-    "sun397",
-    "cifar100",
-    "eurosat",
-    "patch_camelyon",
-    "smallnorb-elevation",
-    "svhn",
-    "dsprites-orientation",
-    "smallnorb-azimuth",
-    "clevr-distance",
-    "clevr-count",
-    "dmlab",
-    "kitti-distance",
-    "dsprites-xpos",
-)
+    "caltech101", "diabetic_retinopathy", "dtd", "oxford_flowers102", "oxford_iiit_pet", "resisc45", "sun397",
+    "cifar100", "eurosat", "patch_camelyon", "smallnorb-elevation", "svhn", "dsprites-orientation",
+    "smallnorb-azimuth", "clevr-distance", "clevr-count", "dmlab", "kitti-distance", "dsprites-xpos",
+)  # fmt: skip
 
 TOP1 = {
     "BiT-M-R50x1-ILSVRC2012": "80.4–80.7",
@@ -205,32 +185,18 @@ def _published():
             name = f"BiT-{family}-{architecture}"
             yield Card(name, f"{name}.npz", architecture, classes, labels, upstream, activation=activation)
     for architecture in ARCHITECTURES:
-        name = f"BiT-M-{architecture}-ILSVRC2012"
-        yield Card(
-            name,
-            f"{name}.npz",
-            architecture,
-            1000,
-            "ilsvrc2012",
-            "ImageNet-21k, then ImageNet-1k",
-            top1=TOP1[name],
-        )
-    for name, resolution, short_side, trained_on in (
-        ("R50x1_224", 224, 256, "ImageNet-1k, distilled from R152x2"),
-        ("R50x1_160", 160, 184, "ImageNet-1k, distilled from R152x2"),
-        ("R152x2_T_224", 224, 256, "ImageNet-21k, then ImageNet-1k (a teacher)"),
-        ("R152x2_T_384", 384, None, "ImageNet-21k, then ImageNet-1k (a teacher)"),
+        name, upstream = f"BiT-M-{architecture}-ILSVRC2012", "ImageNet-21k, then ImageNet-1k"
+        yield Card(name, f"{name}.npz", architecture, 1000, "ilsvrc2012", upstream, top1=TOP1[name])
+    student, teacher = "ImageNet-1k, distilled from R152x2", "ImageNet-21k, then ImageNet-1k (a teacher)"
+    for name, resolution, short_side, upstream in (
+        ("R50x1_224", 224, 256, student),
+        ("R50x1_160", 160, 184, student),
+        ("R152x2_T_224", 224, 256, teacher),
+        ("R152x2_T_384", 384, None, teacher),
     ):
+        network, about = name.split("_")[0], (resolution, short_side)
         yield Card(
-            name,
-            f"distill/{name}.npz",
-            name.split("_")[0],
-            1000,
-            "ilsvrc2012",
-            trained_on,
-            resolution,
-            short_side,
-            top1=TOP1[name],
+            name, f"distill/{name}.npz", network, 1000, "ilsvrc2012", upstream, *about, top1=TOP1[name]
         )
     for task in ("flowers", "pet", "food", "sun"):
         name = f"R152x2_T_{task}128"
@@ -386,10 +352,9 @@ def path_of(source: str | os.PathLike) -> Path | None:
         published = not text.startswith("/") and bare.removesuffix(".npz") == called.file[:-4].lower()
         if "/" not in text or called.handle or bare in hub.elsewhere() or published:
             return None
-    suffix = Path(text).suffix.lower()
     for suffixes, reason in FOREIGN.items():
-        if suffix in suffixes:
-            raise CheckpointError(f"source: {text}: {reason}; expected a file ending in {_SUFFIXES}")
+        if Path(text).suffix.lower() in suffixes.split():
+            raise CheckpointError(f"source: {text}: expected a file ending in {_SUFFIXES}; this is {reason}")
     is_path = is_path or os.path.exists(place) or text.lower().endswith(MODEL_SUFFIXES)
     if "://" in text or not (called or is_path):
         raise _unknown(text, "source")
