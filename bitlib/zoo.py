@@ -299,7 +299,7 @@ def card(name: str | os.PathLike) -> Card:
     """The card of a model.
 
     Args:
-        name: as in `names()`, in any case, with or without folder, address and `.npz`; the paper's short
+        name: as in `names()`, in any case, with or without folder, `BASE_URL` and `.npz`; the paper's short
             name (`M-R50x1`); a handle of TensorFlow Hub, or of Kaggle, where the hub leads today, with or
             without host and version; or the name in timm (`resnetv2_50x1_bit.goog_in21k`) or transformers
             (`google/bit-50`). The card of a handle has the input range and the output of that module.

@@ -283,13 +283,14 @@ NO_HEADS = [
 ]  # fmt: skip
 
 
-class TestHead:
-    @pytest.fixture(scope="class")
-    def file(self, tmp_path_factory, small_arrays):
-        path = tmp_path_factory.mktemp("head") / "small.npz"
-        np.savez(path, **small_arrays)
-        return path
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, small_arrays):
+    path = tmp_path_factory.mktemp("head") / "small.npz"
+    np.savez(path, **small_arrays)
+    return path
 
+
+class TestHead:
     @pytest.mark.parametrize("kind", HEADS)
     def test_names(self, file, kind):
         model = bitlib.load(file, head=HEADS[kind])
