@@ -50,7 +50,8 @@ def parameter(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise type(error)(f"parameter {name} of this page: {error}") from error
+        kind = ValueError if isinstance(error, ValueError) else type(error)  # Unicode's take other arguments
+        raise kind(f"parameter {name} of this page: {error}") from error
 
 
 def versions(*packages: str) -> None:

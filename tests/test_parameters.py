@@ -161,6 +161,14 @@ def test_wrong(kind, expected, value, tmp_path, monkeypatch):
     assert "received " in str(caught.value)
 
 
+def test_an_error_that_takes_other_arguments():
+    with (
+        pytest.raises(ValueError, match="^parameter name of this page: 'utf-8' codec"),
+        pages.parameter("name"),
+    ):
+        b"\xff".decode()
+
+
 class TestPictures:
     @pytest.fixture(autouse=True)
     def files(self, tmp_path, monkeypatch):
