@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from bitlib import tensors
-from bitlib.layout import CheckpointError, check, infer, layout
+from bitlib.layout import SUFFIXES, CheckpointError, check, infer, layout
 from bitlib.tensors import require_finite as require_finite
 from bitlib.writing import replacing
 
@@ -172,7 +172,7 @@ def existing(path: str | os.PathLike) -> Path:
     """The path as a `Path`. Raises `FileNotFoundError` if there is nothing."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file, expected a BiT checkpoint (.npz)")
+        raise FileNotFoundError(f"{path}: no such file, expected a BiT checkpoint ({', '.join(SUFFIXES)})")
     return path
 
 
@@ -198,7 +198,7 @@ def opened(path: str | os.PathLike) -> Iterator[tensors.Arrays]:
     """Open a file as a mapping that reads one array at a time. Raises as `read`, in the body too."""
     path = existing(path)
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, expected a BiT checkpoint (.npz)")
+        raise CheckpointError(f"{path}: a folder, expected a BiT checkpoint ({', '.join(SUFFIXES)})")
     try:
         if path.stat().st_size == 0:
             raise CheckpointError("an empty file, expected the arrays of a BiT; download it again")

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitlib import archive, store, zoo
 from bitlib.archive import Archive as Archive
-from bitlib.layout import HEAD, KERAS, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
-from bitlib.paths import expanded, is_file
+from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
 from bitlib.store import fetch, fetch_file, prefetch
 from bitlib.tensors import Arrays
 from bitlib.zoo import Source as Source
@@ -37,26 +37,31 @@ __all__ = [  # the names of the rooms below that are called from here
 
 
 def find(source: str | os.PathLike | Source) -> Source:
-    """Look up a source: the one place where names, handles and paths are told apart.
+    """Look up a source, which `bitlib.zoo.path_of` tells to be a file or a name.
 
     Args:
-        source: a name of `bitlib.zoo.names()`, a hub handle, or a path to a `.npz` or to a `.safetensors`
-            with the names of timm or transformers. A `Source` is returned as it is. What is not on this
-            machine is downloaded.
+        source: a name of `bitlib.zoo.names()`, a hub handle, a published file's name or address, or a path to
+            a `.npz`, a `.keras`, or a `.safetensors` with the names of timm or transformers. A `Source` is
+            returned as it is. What is not on this machine is downloaded.
 
     Raises:
-        FileNotFoundError: it reads like a path (it ends in `.npz` or `.safetensors`, or is a `Path`) and is
-            not there.
-        ValueError: no published BiT has that name, or no file can have it.
+        FileNotFoundError: it reads like a path (by its suffix, or as a `Path`) and no such file is there.
+        ValueError: no published BiT has that name, or no file can have it; as `bitlib.zoo.path_of`.
         ConnectionError, OSError: as `fetch`.
     """
     if isinstance(source, Source):
         return source
-    if isinstance(source, os.PathLike) or str(source).endswith(SUFFIXES) or is_file(source):
-        path = archive.existing(expanded(source, "source"))
-        return Source(replace(zoo.card_of(path), **_noted(path)), path)
-    card = zoo.card(source)
-    return Source(card, *store.of_card(card))
+    path = zoo.path_of(source)
+    if path is None:
+        card = zoo.card(source)
+        return Source(card, *store.of_card(card))
+    card = zoo.card_of(path)
+    if not path.is_file():
+        expected = f"expected one ending in {', '.join(SUFFIXES)}"
+        if card.name in zoo.names():
+            expected += f"; the published one is loaded by its name, {card.name!r}"
+        raise FileNotFoundError(f"source: {path.absolute()}: no such file, {expected}")
+    return Source(replace(card, **_noted(path)), path)
 
 
 def resolve(source: str | os.PathLike) -> Path:
@@ -82,6 +87,10 @@ def fill(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarra
         archive.require_finite(name, array)
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+MOST_CLASSES = 1_000_000
+"""That a new head may have; the largest published has 21843."""
 
 
 class KerasFile(Arrays):
@@ -121,7 +130,7 @@ class KerasFile(Arrays):
 def opened(path: str | os.PathLike) -> Iterator[Arrays]:
     """Open a file as a mapping that gives one array at a time. Raises as `read`, in the body too."""
     file = archive.existing(path)
-    if file.suffix == KERAS and file.is_file():
+    if file.suffix == SUFFIXES[2] and file.is_file():
         yield KerasFile(file)
     else:
         with archive.opened(file) as arrays:
@@ -245,17 +254,26 @@ def load(
     return model
 
 
-def _checked_head(head) -> tuple[str | int | None, tuple[str, ...] | None]:
+def _checked_head(head: Any) -> tuple[str | int | None, tuple[str, ...] | None]:
     """`head` as "keep", None or a number of classes, and the names of the classes if it gave any."""
-    if head is None or head == "keep":
+    if head is None or (isinstance(head, str) and head == "keep"):
         return head, None
-    if isinstance(head, (list, tuple)) and head and all(map(_is_text, head)):
-        return len(head), tuple(head)
-    if isinstance(head, (bool, str, list, tuple)) or int(head) != head or head < 1:
-        raise ValueError(
-            f"head: expected 'keep', None, a number of classes or a list of their names, received {head!r}"
-        )
-    return int(head), None
+    received = " ".join(repr(head).split())[:200]
+    single: bool = np.isscalar(head) or getattr(head, "ndim", 1) == 0
+    if single:
+        number = np.asarray(head).dtype.kind in "iuf" and float(head).is_integer()
+        if number and 1 <= head <= MOST_CLASSES:
+            return int(head), None
+    elif isinstance(head, Collection) and not isinstance(head, (Mapping, Set)):
+        names = list(head) if getattr(head, "ndim", 1) == 1 else []
+        twice = [name for name, count in Counter(map(str, names)).items() if count > 1]
+        if names and all(map(_is_text, names)) and not twice:
+            return len(names), tuple(map(str, names))
+        received = f"{twice[0]!r} more than once" if twice else received
+    raise ValueError(
+        "head: expected 'keep', None, a number of classes or a list of their names (text, each once), "
+        f"received {received}"
+    )
 
 
 def save(model: BiT, path: str | os.PathLike) -> Path:

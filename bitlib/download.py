@@ -26,12 +26,16 @@ from bitlib.digests import sha256 as sha256
 from bitlib.digests import verify as verify
 from bitlib.digests import write_note
 from bitlib.progress import bar
-from bitlib.responses import Broken, Identity, public, require_file, shown
+from bitlib.responses import Broken, Identity, Unreachable, cause, public, require_file, shown
 from bitlib.settings import offline as offline
 from bitlib.settings import timeout
+from bitlib.zoo import BUNDLED
 
 ATTEMPTS = 5
 """Tries in a row that bring no byte that had not come before, after which a download is given up."""
+
+FIRST_ATTEMPTS = 2
+"""Tries after which it is given up where no server has been reached yet."""
 
 MOST_ATTEMPTS = 100
 """Tries in all, after which it is given up even if each brought something."""
@@ -145,7 +149,8 @@ class _Downloader:
                 except Broken as error:
                     failures = 1 if self.reached > furthest else failures + 1
                     furthest = max(furthest, self.reached)
-                    if failures >= ATTEMPTS or attempts >= MOST_ATTEMPTS:
+                    outset = isinstance(error, Unreachable) and not self.received
+                    if failures >= (FIRST_ATTEMPTS if outset else ATTEMPTS) or attempts >= MOST_ATTEMPTS:
                         raise ConnectionError(self._given_up(error, attempts)) from error
                     time.sleep(max(PAUSE * 2 ** (failures - 1), error.pause))
 
@@ -250,10 +255,14 @@ class _Downloader:
     def _given_up(self, error: Exception, attempts: int) -> str:
         size = self.part.stat().st_size
         later = f" (it goes on after {size:,} bytes)" if self._can_be_continued() else ""
+        mirror = ", and BITLIB_MIRROR is right," if os.environ.get("BITLIB_MIRROR") else ""
+        tried = f" ({error}), tried {attempts} times (at most {MOST_ATTEMPTS}, and {ATTEMPTS} in a row that "
+        tried, end = tried + "bring nothing new)", ""
+        if isinstance(error, Unreachable):
+            tried, end = "", f", or take the bundled model, {BUNDLED!r}. No server was reached: {error}"
         return (
-            f"{self.shown_url}: cannot be downloaded ({error}), tried {attempts} times (at most "
-            f"{MOST_ATTEMPTS}, and {ATTEMPTS} in a row that bring nothing new); see whether this machine "
-            f"has a network and try again later{later}. Or {self._by_hand()}"
+            f"{self.shown_url}: cannot be downloaded{tried}; see whether this machine has a network{mirror} "
+            f"and try again later{later}. Or {self._by_hand()}{end}"
         )
 
 
@@ -265,12 +274,18 @@ def _shut_down(raw) -> None:
 @contextmanager
 def _network() -> Iterator[None]:
     """Whatever goes wrong in the body is the network's fault, and may go right at the next try."""
+    from requests import exceptions
+    from urllib3.exceptions import NewConnectionError
+
+    unconnected = exceptions.ConnectTimeout, exceptions.ProxyError, exceptions.SSLError, exceptions.InvalidURL
     try:
         yield
     except Broken:
         raise
     except Exception as error:
-        raise Broken(shown(error)) from error
+        reason = getattr(next(iter(error.args), None), "reason", None)
+        made = not isinstance(error, unconnected) and not isinstance(reason, NewConnectionError)
+        raise (Broken if made else Unreachable)(cause(error)) from error
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from typing import NamedTuple
 UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Bottleneck units in each of the four blocks, by the depth a BiT is named after."""
 
-KERAS = ".keras"
-SUFFIXES = (".npz", ".safetensors", KERAS)
+SUFFIXES = (".npz", ".safetensors", ".keras")
 """Of the files that hold a checkpoint: in the published layout; with the names of timm or transformers; as
 Keras saves a model."""
 

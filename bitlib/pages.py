@@ -1,4 +1,4 @@
-"""What every page needs and nothing else does: a quiet start, versions, tables, and source code to read."""
+"""What every page needs and nothing else does: a quiet start, parameters, versions, tables, source code."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import ast
 import importlib.metadata
 import inspect
 import logging
+import math
+import numbers
 import os
 import platform
+import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bitlib import checkpoint, images, tasks, zoo
 from bitlib.progress import stderr_aside
+from bitlib.tfdatasets import builder_of
 
 
 def quiet() -> None:
@@ -45,7 +50,8 @@ def parameter(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise type(error)(f"parameter {name} of this page: {error}") from error
+        kind = ValueError if isinstance(error, ValueError) else type(error)  # Unicode's take other arguments
+        raise kind(f"parameter {name} of this page: {error}") from error
 
 
 def versions(*packages: str) -> None:
@@ -54,15 +60,165 @@ def versions(*packages: str) -> None:
     print(", ".join([f"Python {platform.python_version()}", *found]))
 
 
-def listed(value) -> list:
-    """A parameter that is a list, or what papermill's command line makes of one: `"[1, 2]"`, `"a, b"`."""
-    if not isinstance(value, str):
-        return list(value)
-    try:
-        found = ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        found = [part.strip(" '\"") for part in value.strip(" []()").split(",")]
-    return [part for part in (found if isinstance(found, (list, tuple)) else [found]) if part != ""]
+def read(page: dict[str, Any], **kinds: Callable[[Any], Any]) -> None:
+    """Read the parameters of a page, as they are written there or as papermill's command line passes them.
+
+    Args:
+        page: `globals()` of the page; what was read replaces what is there.
+        kinds: for each parameter one of the functions below, which returns the value or raises an error.
+
+    Raises:
+        ValueError, OSError: the message names the parameter, what was received and what would be right.
+    """
+    for name, kind in kinds.items():
+        with parameter(name):
+            page[name] = kind(page[name])
+
+
+def text(value) -> str:
+    """A text, also one that papermill took for a number; None for an empty one."""
+    if value is None or (isinstance(value, str) and value == "None"):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, numbers.Real)):
+        raise ValueError(f"expected text, received {value!r}")
+    return str(value)
+
+
+def folder(value) -> str:
+    """A folder to write to."""
+    path = os.path.expanduser(text(value))
+    if not path or os.path.isfile(path):
+        raise ValueError(f"expected a folder to write to, received {value!r}")
+    return path
+
+
+def switch(value) -> bool:
+    """True or False."""
+    found = _literal(value)
+    if not isinstance(found, (bool, np.bool_, int, float)) or found not in (0, 1):
+        raise ValueError(f"expected true or false, received {value!r}")
+    return bool(found)
+
+
+def number(
+    least: float = 0, most: float = 2**31 - 1, what: str = "a number", of: type = float, also: tuple = ()
+) -> Callable[[Any], Any]:
+    """A number in a range, or one of `also`, as a type `of` numbers; None for 0."""
+
+    def kind(value):
+        found: Any = 0 if _literal(value) is None else _literal(value)
+        is_one: bool = isinstance(found, numbers.Real) and not isinstance(found, bool)
+        if is_one and (least <= found <= most or found in also) and of(found) == found:
+            return of(found)
+        limits = f"from {least} to {most:,}" if most < 2**31 - 1 else f"at least {least}"
+        raise ValueError(f"expected {what}, {limits}, received {value!r}")
+
+    return kind
+
+
+def whole(least: int = 0, most: int = 2**31 - 1) -> Callable[[Any], int]:
+    """A whole number in a range."""
+    return number(least, most, "a whole number", int)
+
+
+pixels = number(32, 2048, "0, or a whole number of pixels", int, also=(0,))
+"""A height and width in pixels, or 0 for the model's own."""
+
+
+def several(kind: Callable[[Any], Any]) -> Callable[[Any], list]:
+    """A list of values of a kind, one at least."""
+    return lambda value: [kind(item) for item in _listed(value) or [value]]
+
+
+def input_range(value) -> tuple[float, float]:
+    """The least and the largest value that a model is fed."""
+    with suppress(ValueError, TypeError):
+        low, high = map(float, _listed(value))
+        if -math.inf < low < high < math.inf:
+            return low, high
+    raise ValueError(f"expected two numbers, such as [-1, 1] or [0, 1], received {value!r}")
+
+
+def head(value) -> Any:
+    """`"keep"`, a number of classes, or a list of their names."""
+    found, names = _literal(value), _listed(value)
+    found = found if isinstance(found, numbers.Real) else "keep" if names == ["keep"] else names
+    checkpoint._checked_head(found)
+    return found
+
+
+def sources(value) -> list[str]:
+    """A list of what `bitlib.port` takes, or of collections; may be empty. No file is fetched yet."""
+    names = [text(item) for item in _listed(value)]
+    for name in names:
+        if not zoo.is_collection(name) and zoo.path_of(name):
+            checkpoint.find(name)
+    return names
+
+
+def data_set(data_dir: Any = None) -> Callable[[Any], str]:
+    """What `bitlib.datasets.labelled` takes: a name or a folder. Its pictures are not read yet."""
+
+    def kind(value) -> str:
+        name = os.path.expanduser(text(value))
+        if name not in (*tasks.TASKS, "glyphs") and not os.path.isdir(name):
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as `quiet`, which has not been called yet
+            try:
+                with stderr_aside():
+                    builder_of(name, text(data_dir) or None)
+            except Exception as error:  # TFDS raises a dozen kinds
+                raise ValueError(
+                    f"expected one of {', '.join(tasks.TASKS)}, a folder, or a name of TensorFlow Datasets, "
+                    f"received {value!r}; there is no such folder in {os.getcwd()}, and {error}"
+                ) from error
+        return name
+
+    return kind
+
+
+def pictures(most: int) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Picture files, or folders of them, as `readable` reads them; none if nothing is given."""
+
+    def is_there(path: str) -> bool:
+        return os.path.exists(os.path.expanduser(path))
+
+    def kind(value) -> dict[str, np.ndarray]:
+        files: list = []
+        for path in map(text, _listed(value, is_there)):
+            if not is_there(path):
+                where = f"there is no {path} in {os.getcwd()}"
+                raise FileNotFoundError(f"expected pictures or a folder of them, received {value!r}; {where}")
+            path = os.path.expanduser(path)
+            files += images.files(path) if os.path.isdir(path) else [path]
+        return readable(files, most) if files else {}
+
+    return kind
+
+
+def _literal(value):
+    """What a text stands for; the text itself if it stands for nothing else."""
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None}
+    if isinstance(value, str):
+        word = value.strip().lower()
+        with suppress(SyntaxError, ValueError, MemoryError, RecursionError):
+            return words[word] if word in words else ast.literal_eval(value.strip())
+    return value
+
+
+def _listed(value, is_one: Callable[[str], bool] = lambda text: False) -> list:
+    """The items of a list, however it is written; what `is_one` is not parted at its commas."""
+    found = value if isinstance(value, str) and is_one(value) else _literal(value)
+    if isinstance(value, str) and not isinstance(found, (list, tuple)):
+        inner = re.fullmatch(r"\s*[\[(](.*)[\])]\s*", value, re.DOTALL)
+        parts, found = (inner[1] if inner else value).split(","), []
+        while parts:
+            lengths = range(len(parts), 1, -1)
+            length = next((n for n in lengths if is_one(",".join(parts[:n]).strip())), 1)
+            found.append(",".join(parts[:length]).strip(" '\""))
+            parts = parts[length:]
+    if not isinstance(found, Iterable) or isinstance(found, (bytes, dict)):
+        found = [] if found is None else [found]
+    return [item for item in found if item is not None and str(item) not in ("", "None")]
 
 
 def readable(files: Sequence, most: int) -> dict[str, np.ndarray]:
@@ -78,21 +234,21 @@ def readable(files: Sequence, most: int) -> dict[str, np.ndarray]:
     Raises:
         ValueError: none can be read.
     """
-    from bitlib import images
-
     found: dict[str, np.ndarray] = {}
+    reason: Exception | None = None
     for count, file in enumerate(map(Path, files), start=1):
         try:
             name = file.name if file.name not in found else f"{file.parent.name}/{file.name}"
             found[name] = images.read(file)
         except (ValueError, OSError) as error:
+            reason = reason or error
             print(f"left out: {error}")
         if len(found) == most:
             if count < len(files):
                 print(f"the first {most} of {len(files)} pictures are shown")
             break
     if not found:
-        raise ValueError(f"files: none of {len(files)} pictures can be read")
+        raise ValueError(f"files: none of {len(files)} pictures can be read; {reason}")
     return found
 
 

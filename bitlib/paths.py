@@ -21,7 +21,9 @@ def bundled(file: str) -> Path:
 
 def cache_folder() -> Path:
     """`BITLIB_CACHE` if it is set, else the user's cache folder. Raises: ValueError if it is nobody's."""
-    folder = os.environ.get("BITLIB_CACHE")
+    folder = os.environ.get("BITLIB_CACHE", "").strip()
+    if "://" in folder:
+        raise ValueError(f"BITLIB_CACHE: expected a folder, received {folder!r}")
     if folder:
         return expanded(folder, "BITLIB_CACHE")
     import pooch
@@ -38,11 +40,3 @@ def expanded(path: str | os.PathLike, name: str) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name}: expected a path, received {str(path)[:80]!r} ({reason})") from None
     return found
-
-
-def is_file(name: str | os.PathLike) -> bool:
-    """Whether there is such a file; not for what can be no path, where `Path.is_file` raises an error."""
-    try:
-        return Path(name).is_file()
-    except OSError:
-        return False

@@ -32,6 +32,17 @@ class Broken(Exception):
         self.pause = pause
 
 
+class Unreachable(Broken):
+    """No connection was made, so a try soon after will hardly succeed either."""
+
+
+def cause(error: BaseException) -> str:
+    """Why a connection failed, in one line: what the error at the beginning of its chain says."""
+    while earlier := error.__cause__ or error.__context__:
+        error = earlier
+    return shown(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
 @dataclass
 class Identity:
     """Which file a server has: its length in bytes, and what tells it from others of that length."""

@@ -47,7 +47,8 @@ def mirror() -> Path | str | None:
         return expanded(value, "BITLIB_MIRROR")
     try:
         address = urlsplit(value)
-        whole = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        host = re.fullmatch(r"[^\s.]{1,63}(\.[^\s.]{1,63})*", address.hostname or "")
+        whole = address.scheme in ("http", "https") and host and address.port != 0
         if whole and not (address.query or address.fragment):
             return value.rstrip("/")
     except ValueError:  # a port that is no number

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bitlib import zoo
 from bitlib.digests import noted, verify
@@ -39,17 +39,19 @@ def of_file(file: str) -> Stored:
 
     Raises: as `fetch`; and ValueError if it would lie elsewhere, or a variable makes no sense.
     """
-    if not _INSIDE.fullmatch(file):
+    if not isinstance(file, str) or not _INSIDE.fullmatch(file):
         raise ValueError(
             f"file: expected a path below the published address, like vtab/some.npz, received {file!r}"
         )
     cached, source = cache_folder() / file, mirror()
-    mirrored = source / file if isinstance(source, Path) else None
     if path := on_disk(file):
         return Stored(path, verify(path))
     by_hand = f"put the file at {cached}, or name a folder that holds {file} in BITLIB_MIRROR"
-    if mirrored:
-        raise ConnectionError(f"{file}: not in BITLIB_MIRROR ({source}); put it there, or unset the variable")
+    if isinstance(source, Path):
+        known = "" if source.is_dir() else ", which is no folder"
+        raise ConnectionError(
+            f"{file}: not in BITLIB_MIRROR ({source}{known}); put it there, or unset the variable"
+        )
     if offline():
         raise ConnectionError(
             f"{file}: not on this machine, and BITLIB_OFFLINE forbids to download it; unset it, or {by_hand}"
@@ -108,7 +110,8 @@ def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
         verify(copy)
         return copy
 
-    cards = [zoo.card(name) for name in ([names] if isinstance(names, str) else names)]
+    listed: Any = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
+    cards = [zoo.card(name) for name in listed]
     lists = {zoo.CLASS_LISTS[card.labels] for card in cards if card.labels and card.url}
     for file in sorted(lists):
         copied(fetch_file(file), file)

@@ -10,6 +10,7 @@ import difflib
 import functools
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,9 +18,9 @@ from pathlib import Path
 
 from bitlib import handles as hub
 from bitlib.digests import sha256
-from bitlib.layout import SUFFIXES, Architecture, layout, npz_size, units_and_width
+from bitlib.layout import SUFFIXES, Architecture, CheckpointError, layout, npz_size, units_and_width
 from bitlib.layout import UNITS as UNITS
-from bitlib.paths import bundled, is_file
+from bitlib.paths import bundled, expanded
 from bitlib.tables import Table
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"
@@ -36,30 +37,25 @@ CLASS_LISTS = {
 """The file of each class list: one class a line, line number = index. The first is bundled, the others
 are published beside the weights."""
 
+FOREIGN = {
+    ".pb .onnx .tflite": "an export, from which no weights are read; load what it was exported from",
+    ".h5 .hdf5": "weights of Keras; load a model, call its `load_weights`, then `bitlib.checkpoint.save`",
+    ".pth .pt .bin .ckpt .index .pkl .msgpack": "of another library; PyTorch writes a .safetensors with "
+    "`safetensors.torch.save_file(model.state_dict(), path)`",
+}
+"""Suffixes of files that are not read, and what to do instead."""
+
+_SUFFIXES = ", ".join(SUFFIXES)
+_PUBLISHED = re.compile(r"(https?://storage\.(googleapis|cloud\.google)\.com/|gs://)bit_models/", re.I)
+
 ARCHITECTURES = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 
 VTAB_ARCHITECTURES = ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4")
 VTAB_TASKS = (
-    "caltech101",
-    "diabetic_retinopathy",
-    "dtd",
-    "oxford_flowers102",
-    "oxford_iiit_pet",
-    "resisc45",
-    "sun397",
-    "cifar100",
-    "eurosat",
-    "patch_camelyon",
-    "smallnorb-elevation",
-    "svhn",
-    "dsprites-orientation",
-    "smallnorb-azimuth",
-    "clevr-distance",
-    "clevr-count",
-    "dmlab",
-    "kitti-distance",
-    "dsprites-xpos",
-)
+    "caltech101", "diabetic_retinopathy", "dtd", "oxford_flowers102", "oxford_iiit_pet", "resisc45", "sun397",
+    "cifar100", "eurosat", "patch_camelyon", "smallnorb-elevation", "svhn", "dsprites-orientation",
+    "smallnorb-azimuth", "clevr-distance", "clevr-count", "dmlab", "kitti-distance", "dsprites-xpos",
+)  # fmt: skip
 
 TOP1 = {
     "BiT-M-R50x1-ILSVRC2012": "80.4–80.7",
@@ -218,32 +214,18 @@ def _published():
             name = f"BiT-{family}-{architecture}"
             yield Card(name, f"{name}.npz", architecture, classes, labels, upstream, activation=activation)
     for architecture in ARCHITECTURES:
-        name = f"BiT-M-{architecture}-ILSVRC2012"
-        yield Card(
-            name,
-            f"{name}.npz",
-            architecture,
-            1000,
-            "ilsvrc2012",
-            "ImageNet-21k, then ImageNet-1k",
-            top1=TOP1[name],
-        )
-    for name, resolution, short_side, trained_on in (
-        ("R50x1_224", 224, 256, "ImageNet-1k, distilled from R152x2"),
-        ("R50x1_160", 160, 184, "ImageNet-1k, distilled from R152x2"),
-        ("R152x2_T_224", 224, 256, "ImageNet-21k, then ImageNet-1k (a teacher)"),
-        ("R152x2_T_384", 384, None, "ImageNet-21k, then ImageNet-1k (a teacher)"),
+        name, upstream = f"BiT-M-{architecture}-ILSVRC2012", "ImageNet-21k, then ImageNet-1k"
+        yield Card(name, f"{name}.npz", architecture, 1000, "ilsvrc2012", upstream, top1=TOP1[name])
+    student, teacher = "ImageNet-1k, distilled from R152x2", "ImageNet-21k, then ImageNet-1k (a teacher)"
+    for name, resolution, short_side, upstream in (
+        ("R50x1_224", 224, 256, student),
+        ("R50x1_160", 160, 184, student),
+        ("R152x2_T_224", 224, 256, teacher),
+        ("R152x2_T_384", 384, None, teacher),
     ):
+        network, about = name.split("_")[0], (resolution, short_side)
         yield Card(
-            name,
-            f"distill/{name}.npz",
-            name.split("_")[0],
-            1000,
-            "ilsvrc2012",
-            trained_on,
-            resolution,
-            short_side,
-            top1=TOP1[name],
+            name, f"distill/{name}.npz", network, 1000, "ilsvrc2012", upstream, *about, top1=TOP1[name]
         )
     for task in ("flowers", "pet", "food", "sun"):
         name = f"R152x2_T_{task}128"
@@ -298,31 +280,55 @@ def _spellings() -> dict[str, str]:
     return {name.removeprefix("bit-"): known for name, known in found.items()} | found
 
 
-def _nearest(bare: str) -> str:
-    """The names that a misspelt one may have meant, for a message."""
+def _nearest(bare: str) -> list[str]:
+    """The names that a misspelt one may have meant."""
     if "/" in bare:
         handle = f"{hub.unversioned(bare)}/1"
         near = difflib.get_close_matches(handle, [*hub.every(), *hub.COLLECTIONS], 5, 0.6)
         if near:
-            return ", ".join(near)
+            return near
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
     if wanted.startswith("resnetv2_"):
-        near = difflib.get_close_matches(wanted, hub.elsewhere(), 5, 0.5)
-        return ", ".join(near) or "bitlib.zoo.names() lists them all"
+        return difflib.get_close_matches(wanted, hub.elsewhere(), 5, 0.5)
     word = wanted.rpartition("-")[2]  # of a task (`flowers`), which difflib finds too short to be near
     tasks = [name for name in _spellings() if name.startswith(wanted.removesuffix(word)) and word in name]
     near = tasks[:5] if "-run" in wanted else []
     near += difflib.get_close_matches(wanted, _spellings(), 5, 0.5)
-    return (
-        ", ".join(dict.fromkeys(_spellings()[name] for name in near)) or "bitlib.zoo.names() lists them all"
-    )
+    return list(dict.fromkeys(_spellings()[name] for name in near))
 
 
-def card(name: str) -> Card:
+def _unknown(name: object, argument: str) -> ValueError:
+    """The error for what is not the name of one published model."""
+    if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
+        shown = " ".join(repr(name).split())[:80]
+        return ValueError(
+            f"{argument}: expected a name such as 'BiT-M-R50x1' (bitlib.zoo.names() lists all), a hub "
+            f"handle, or a path to a file ending in {_SUFFIXES}; received {shown}"
+        )
+    name = str(name)
+    if is_collection(name):
+        members = ", ".join(handles(name))
+        return ValueError(f"{argument}: {name!r} is a collection; choose one of its members: {members}")
+    near = _nearest(_bare(name)[:200])
+    shown = repr(name if len(name) <= 80 else f"{name[:80]}…")
+    advice = f"nearest: {', '.join(near)}" if near else "bitlib.zoo.names() lists them all"
+    if "://" in _bare(name):
+        advice = f"of addresses, those below {BASE_URL} are known, and those of the hub; {advice}"
+    elif argument == "source":
+        shown += f", and no such file is in {os.getcwd()}"
+    return ValueError(f"{argument}: no published BiT is called {shown}; {advice}")
+
+
+def _bare(name: str | os.PathLike) -> str:
+    """As `handles.bare`, and without the published address."""
+    return hub.bare(_PUBLISHED.sub("", str(name).strip()))
+
+
+def card(name: str | os.PathLike) -> Card:
     """The card of a model.
 
     Args:
-        name: as in `names()`, in any case, with or without folder, address and `.npz`; the paper's short
+        name: as in `names()`, in any case, with or without folder, `BASE_URL` and `.npz`; the paper's short
             name (`M-R50x1`); a handle of TensorFlow Hub, or of Kaggle, where the hub leads today, with or
             without host and version; or the name in timm (`resnetv2_50x1_bit.goog_in21k`) or transformers
             (`google/bit-50`). The card of a handle has the input range and the output of that module.
@@ -332,21 +338,21 @@ def card(name: str) -> Card:
     """
     if found := _find(name):
         return found
-    if is_collection(name):
-        members = ", ".join(handles(name))
-        raise ValueError(f"name: {name!r} is a collection; choose one of its members: {members}")
-    shown = str(name) if len(str(name)) <= 80 else f"{str(name)[:80]}…"
-    raise ValueError(f"name: no published BiT is called {shown!r}; nearest: {_nearest(hub.bare(name)[:200])}")
+    raise _unknown(name, "name")
 
 
-def _find(name: str) -> Card | None:
-    if found := hub.find(name):
+def _find(name: str | os.PathLike) -> Card | None:
+    if not isinstance(name, (str, os.PathLike)):
+        return None
+    if found := hub.find(str(name)):
         handle, known = found
         module = hub.module(known)
         return replace(
             _cards()[module.checkpoint], handle=handle, output=module.output, input_range=module.input_range
         )
-    bare = hub.bare(name)
+    bare = _bare(name)
+    if "://" in bare:
+        return None
     if bare in hub.elsewhere():
         return _cards()[hub.elsewhere()[bare]]
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
@@ -356,6 +362,42 @@ def _find(name: str) -> Card | None:
     return _cards()[called] if called and ("/" not in bare or of_a_file) else None
 
 
+def path_of(source: str | os.PathLike) -> Path | None:
+    """The file that a source is, which need not be there; None if it is the name of a published model.
+
+    The one place where names, handles, addresses and paths are told apart. A file that is there comes before
+    a name, and a `Path` is always a file.
+
+    Raises:
+        ValueError: it is neither; or it is a folder, or a file of a kind that is not read.
+    """
+    if not isinstance(source, (str, os.PathLike)) or not str(source).strip():
+        raise _unknown(source, "source")
+    text, place = str(source), os.path.expanduser(source)
+    is_path = isinstance(source, os.PathLike) or os.path.isfile(place)
+    called = None if is_path else _find(text)
+    if called:  # behind any folder but its published one, a model's name is that of a file of one's own
+        bare = _bare(text)
+        published = not text.startswith("/") and bare.removesuffix(".npz") == called.file[:-4].lower()
+        if "/" not in text or called.handle or bare in hub.elsewhere() or published:
+            return None
+    for suffixes, reason in FOREIGN.items():
+        if Path(text).suffix.lower() in suffixes.split():
+            raise CheckpointError(f"source: {text}: expected a file ending in {_SUFFIXES}; this is {reason}")
+    is_path = is_path or os.path.exists(place) or text.lower().endswith(SUFFIXES)
+    if "://" in text or not (called or is_path):
+        raise _unknown(text, "source")
+    path = expanded(source, "source")
+    if (path / "saved_model.pb").is_file():
+        raise CheckpointError(
+            f"{path}: a SavedModel, an export from which no weights are read; `tf.saved_model.load` and "
+            "`hub.load` load it, and `bitlib.load` what it was exported from"
+        )
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder, expected a BiT checkpoint ({', '.join(SUFFIXES)})")
+    return path
+
+
 def card_of(source: str | os.PathLike) -> Card:
     """The card of a model's name or handle, or of a checkpoint file, published or one's own.
 
@@ -363,12 +405,10 @@ def card_of(source: str | os.PathLike) -> Card:
     no class list, images resized straight to 224 pixels.
 
     Raises:
-        ValueError: neither a file nor the name of a published BiT.
+        ValueError: as `path_of`.
     """
-    path = Path(source)
-    if isinstance(source, os.PathLike) or path.suffix in SUFFIXES or is_file(path):
-        return _find(str(source)) or own_card(path.stem, path.name)
-    return card(str(source))
+    path = path_of(source)
+    return card(str(source)) if path is None else _find(path.name) or own_card(path.stem, path.name)
 
 
 def own_card(name: str, file: str = "") -> Card:

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import google_crc32c
 import numpy as np
 import pytest
+import requests
 
 import bitlib
 from bitlib import checkpoint, digests, download, labels, zoo
@@ -343,6 +344,20 @@ class TestRefusals:
         with refused("cannot be downloaded.*see whether this machine has a network"):
             checkpoint.fetch("R50x1_224")
         assert kept(cache) == []
+
+    def test_a_network_that_goes_away_for_a_while(self, server, content, monkeypatch):
+        """Once something has come, a server that is not reached is tried as often as one that breaks."""
+        plain, gone = requests.Session.get, iter([False, True, True, True])
+
+        def get(self, *arguments, **options):
+            if next(gone, False):
+                raise requests.exceptions.ConnectTimeout("timed out")
+            return plain(self, *arguments, **options)
+
+        monkeypatch.setattr(requests.Session, "get", get)
+        server.tricks = ["break after 100000"]
+        assert checkpoint.fetch("R50x1_224").read_bytes() == content
+        assert len(server.requests) == 2
 
 
 class TestOffline:

@@ -22,7 +22,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
-from bitlib import checkpoint, datasets, pages, zoo
+from bitlib import checkpoint, datasets, zoo
 from bitlib.checkpoint import Architecture
 from scripts import student
 from tests.conftest import PEAK, SMALL, random_arrays
@@ -350,20 +350,6 @@ class TestOutOfTheNotebook:
         assert "scale: frozen, compiled\n" in page
         assert "left out: ONNX Runtime is not here" in page
         assert "| LiteRT" not in page
-
-
-@pytest.mark.parametrize(
-    "value", [["a", "b"], ("a", "b"), "[a, b]", "['a', 'b']", '["a", "b"]', "a, b", "a,b,"]
-)
-def test_a_list_however_it_is_written(value):
-    assert pages.listed(value) == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"), [([], []), ("", []), ("[]", []), ("[1, 2]", [1, 2]), ("7", [7])]
-)
-def test_a_list_of_none_or_of_numbers(value, expected):
-    assert pages.listed(value) == expected
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
