@@ -22,7 +22,7 @@ from keras import ops
 
 from bitlib.inputs import check_images
 from bitlib.layout import UNITS
-from bitlib.ops import NUM_GROUPS, PLAIN
+from bitlib.ops import NUM_GROUPS, PLAIN, shape_of
 from bitlib.ops import group_norm_relu as group_norm_relu
 from bitlib.ops import standardize as standardize
 from bitlib.zoo import Card, Source
@@ -117,8 +117,8 @@ class GroupNorm(keras.layers.Layer):
     def call(self, x: Tensor) -> Tensor:
         """Normalise and rectify `[N, H, W, C]`; statistics are float32 under every dtype policy."""
         gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
-        shape = ops.shape(x)
-        pixels = ops.reshape(ops.cast(x, "float32"), (shape[0], -1, shape[-1]))
+        shape = shape_of(x)
+        pixels = ops.reshape(ops.cast(x, "float32"), (shape[0], -1, x.shape[-1]))
         return ops.reshape(ops.cast(self.arithmetic.group_norm_relu(pixels, gamma, beta), x.dtype), shape)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:

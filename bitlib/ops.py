@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import keras
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
@@ -23,12 +24,17 @@ NUM_GROUPS = 32
 """Groups of every GroupNorm, whatever the width."""
 
 
+def shape_of(x: Tensor) -> Any:
+    """The shape of a tensor, also where it is not known before: in TensorFlow's graphs one operation."""
+    return tf.shape(x) if keras.backend.backend() == "tensorflow" else ops.shape(x)
+
+
 def column_means(matrix: Tensor) -> Tensor:
     """Mean of each column, `[..., rows, columns]` -> `[..., 1, columns]`.
 
     A product with a row of ones: on CPUs two to three times as fast as TensorFlow's reduction.
     """
-    rows = ops.shape(matrix)[-2]
+    rows = matrix.shape[-2] or shape_of(matrix)[-2]
     sums = ops.matmul(ops.ones((1, rows), matrix.dtype), matrix)
     return sums / (rows if isinstance(rows, int) else ops.cast(rows, matrix.dtype))
 
