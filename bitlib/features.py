@@ -57,7 +57,7 @@ def extract(
     check_whole("batch_size", batch_size)
     compute = _traced(model, stage, pool and stage != "features")
     results = []
-    total = len(images) if hasattr(images, "shape") else None
+    total = len(images) if isinstance(images, np.ndarray) and images.ndim else None
     with progress.bar(total, "image", shown=bool(verbose)) as bar:
         for batch in image_batches(images, batch_size):
             results.append(compute(tf.constant(batch, tf.float32)).numpy().astype(np.float32))

@@ -198,7 +198,7 @@ def check_labels(labels: Any, num_classes: int, count: int, first: int = 0) -> n
         )
     if found.dtype.kind not in "biuf":
         raise ValueError(
-            f"labels: expected integers, received {found.dtype}, such as {found.flat[0]!r:.40}; "
+            f"labels: expected integers, received {found.dtype}, such as {str(found.flat[0])!r:.40}; "
             "numpy.unique(labels, return_inverse=True) numbers names"
         )
     if found.ndim == 2:
@@ -258,7 +258,10 @@ def takes_context(examples: Any) -> bool:
     """Whether it is a function of a `tf.distribute.InputContext`, which gives each machine its share."""
     if not callable(examples) or isinstance(examples, type):
         return False
-    given = next(iter(inspect.signature(examples).parameters.values()), None)
+    try:
+        given = next(iter(inspect.signature(examples).parameters.values()), None)
+    except ValueError:  # of `zip` and others that are not written in Python
+        return False
     if given is None or given.kind not in (given.POSITIONAL_ONLY, given.POSITIONAL_OR_KEYWORD):
         return False
     return given.default is given.empty or given.name == "context"
@@ -290,8 +293,6 @@ def prepare(
 
     if isinstance(examples, Examples):
         return examples
-    if takes_context(examples):
-        examples = examples(tf.distribute.InputContext())
     with errors_in_words(name):
         found = _opened(examples, name)
         if not isinstance(found, tuple):
@@ -319,16 +320,16 @@ def image_batches(images: Any, size: int) -> Iterator[np.ndarray]:
     """
     import tensorflow as tf
 
-    found = _opened(images, "images")
-    if isinstance(found, tuple):
-        _check_shape(list(np.shape(found[0])), SMALLEST)
-        singles: Iterator = ((image,) for image in array(found[0], "images"))
-    elif isinstance(found, tf.data.Dataset):
-        singles = _unbatched(found, False, "images").prefetch(size).as_numpy_iterator()
-    else:
-        singles = found() if callable(found) else found
     first = 0
     with errors_in_words("images"):
+        found = _opened(images, "images")
+        if isinstance(found, tuple):
+            _check_shape(list(found[0].shape), SMALLEST)
+            singles: Iterator = ((image,) for image in array(found[0], "images"))
+        elif isinstance(found, tf.data.Dataset):
+            singles = _unbatched(found, False, "images").prefetch(size).as_numpy_iterator()
+        else:
+            singles = found() if callable(found) else found
         while batch := [image for image, *_ in itertools.islice(singles, size)]:
             if len(sizes := {image.shape for image in batch}) > 1:
                 raise ValueError(f"images: expected one size, received {sorted(sizes)[0]} and {max(sizes)}")
@@ -404,8 +405,12 @@ def _check_read(value: Any, name: str) -> None:
     """Refuse what has to be read first: names of files, pictures of Pillow, tables."""
     while _is_list(value) or isinstance(value, Mapping):
         value = next(iter(value.values() if isinstance(value, Mapping) else value), None)
-    text = isinstance(value, (str, bytes, os.PathLike)) or "str" in str(getattr(value, "dtype", ""))
-    if text or type(value).__module__.startswith(("PIL.", "pandas.")):
+    names = re.search(r"str|<U|\|S", str(getattr(value, "dtype", "")))
+    if (
+        names
+        or isinstance(value, (str, bytes, os.PathLike))
+        or type(value).__module__.startswith(("PIL", "pandas"))
+    ):
         raise ValueError(
             f"{name}: expected float images in [-1, 1], received {_described(value)}; pictures and files are "
             "read by bitlib.datasets.pipeline(pictures, labels), or by bitlib.images.batch([...], model.card)"
@@ -418,6 +423,8 @@ def _opened(examples: Any, name: str) -> Any:
 
     if isinstance(examples, tf.data.Dataset):
         return examples
+    if takes_context(examples):
+        return _opened(examples(tf.distribute.InputContext()), name)
     if inspect.isroutine(examples) or isinstance(examples, partial):
         return _opened(examples(), name)
     _check_read(examples, name)
@@ -430,22 +437,26 @@ def _opened(examples: Any, name: str) -> Any:
         examples = images if labels is None else list(zip(images, labels, strict=True))
     if hasattr(examples, "shape") and not _is_list(examples):
         return examples, None
-    if hasattr(examples, "__len__") and hasattr(examples, "__getitem__"):
-        return lambda: _singles((examples[index] for index in range(len(examples))), name)
-    if getattr(examples, "num_batches", 0) is None:
-        raise ValueError(f"{name}: a {type(examples).__name__} without end; give one epoch of it")
-    if not hasattr(examples, "__iter__") or isinstance(examples, (set, frozenset)):
+    by_number = hasattr(examples, "__len__") and hasattr(examples, "__getitem__")
+    if isinstance(examples, (type, set, frozenset)) or not (by_number or hasattr(examples, "__iter__")):
         raise ValueError(
             f"{name}: expected arrays (images, labels), a tf.data.Dataset of such pairs, or another source "
             f"of them, received {_described(examples)}; {_READING}"
         )
+    if by_number:
+        return lambda: _singles((examples[index] for index in range(len(examples))), name)
+    if getattr(examples, "num_batches", 0) is None:
+        raise ValueError(f"{name}: a {type(examples).__name__} without end; give one epoch of it")
     return _singles(examples, name) if hasattr(examples, "__next__") else lambda: _singles(examples, name)
 
 
 def _singles(elements: Iterable, name: str) -> Iterator[tuple[np.ndarray, Any]]:
     """Each image float32 `[H, W, 3]` with its label or None, of elements that are examples or batches."""
     for element in elements:
-        images, labels = _parts(element, name) if _are_parts(element) else (element, None)
+        alone = (
+            isinstance(element, (tuple, list)) and len(element) == 1
+        )  # as PyTorch's of images without labels
+        images, labels = _parts(element, name) if alone or _are_parts(element) else (element, None)
         _check_read(images, name)
         images = array(images, "images")
         labels = None if labels is None else array(labels, "labels")
@@ -505,12 +516,20 @@ def _unbatched(dataset: tf.data.Dataset, labelled: bool, name: str) -> tf.data.D
     for part in (image, label) if labelled else (image,):
         if not isinstance(part, tf.TensorSpec):
             raise ValueError(f"{name}: expected pairs of an image and a label, received elements {part}")
+        if part.shape.rank is not None and 0 in part.shape:
+            raise ValueError(
+                f"{name}: expected images and labels, received empty ones, of shape {part.shape}"
+            )
     if image.dtype == tf.string:
         _check_read("names", name)
+    if image.shape.rank is not None:
+        _check_shape(([None] if image.shape.rank < 4 else []) + list(image.shape))
 
     def pick(*element):
-        parts = _parts(element[0] if len(element) == 1 else element, name)
-        return parts if labelled else parts[:1]
+        parts = _parts(element[0] if len(element) == 1 else element, name)[: 1 + labelled]
+        full = tf.reduce_all([tf.size(part) > 0 for part in parts])  # TensorFlow would crash
+        with tf.control_dependencies([tf.debugging.Assert(full, [f"{name}: expected no empty batches"])]):
+            return tuple(tf.identity(part) for part in parts)
 
     picked = dataset.map(pick)
     first = next(iter(picked.take(1)), None)  # a Dataset itself may not know how many axes its images have
