@@ -148,7 +148,11 @@ def match(
     rule = plan(**{"crop": given.first.shape[0], "steps": steps} | how)
     finetune.check_steps(rule, accumulate, save_every, validate_every)
     for name, value in (("temperature", temperature), ("weight_decay", weight_decay)):
-        if not 0 <= value < math.inf or (name == "temperature" and value == 0):
+        if (
+            not isinstance(value, (int, float))
+            or not 0 <= value < math.inf
+            or (name == "temperature" and value == 0)
+        ):
             raise ValueError(f"{name}: expected a positive number, received {value!r}")
     num_classes = _check_pair(teacher, student, rule)
     validate = None

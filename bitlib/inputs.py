@@ -313,7 +313,7 @@ _NONE = "{}: expected at least one example, received none"
 
 
 def image_batches(images: Any, size: int) -> Iterator[np.ndarray]:
-    """Images from whatever `prepare` takes, of one size, as arrays of up to `size`; no more are in memory.
+    """Images from whatever `prepare` takes, of one size, as arrays of up to `size`; the next is read ahead.
 
     Raises:
         ValueError: as `prepare`; or images are smaller than `SMALLEST`, or of several sizes.
@@ -350,7 +350,8 @@ def errors_in_words(name: str) -> Iterator[None]:
     except (tf.errors.OpError, ValueError) as error:
         words = str(error)
         if isinstance(error, tf.errors.OpError):
-            ours = re.search(r"(?:assertion failed: \[(.*)\]$|ValueError: (\w+: .*)$)", words, re.MULTILINE)
+            named = "(?:images|labels|examples|train|validation): .*"
+            ours = re.search(rf"assertion failed: \[({named})\]$|ValueError: ({named})$", words, re.MULTILINE)
             if not ours:
                 raise
             words = ours[1] or ours[2]
@@ -405,12 +406,9 @@ def _check_read(value: Any, name: str) -> None:
     """Refuse what has to be read first: names of files, pictures of Pillow, tables."""
     while _is_list(value) or isinstance(value, Mapping):
         value = next(iter(value.values() if isinstance(value, Mapping) else value), None)
-    names = re.search(r"str|<U|\|S", str(getattr(value, "dtype", "")))
-    if (
-        names
-        or isinstance(value, (str, bytes, os.PathLike))
-        or type(value).__module__.startswith(("PIL", "pandas"))
-    ):
+    is_file = isinstance(value, (str, bytes, os.PathLike))
+    is_file |= bool(re.search(r"str|<U|\|S", str(getattr(value, "dtype", ""))))
+    if is_file or type(value).__module__.startswith(("PIL", "pandas")):
         raise ValueError(
             f"{name}: expected float images in [-1, 1], received {_described(value)}; pictures and files are "
             "read by bitlib.datasets.pipeline(pictures, labels), or by bitlib.images.batch([...], model.card)"
@@ -453,10 +451,9 @@ def _opened(examples: Any, name: str) -> Any:
 def _singles(elements: Iterable, name: str) -> Iterator[tuple[np.ndarray, Any]]:
     """Each image float32 `[H, W, 3]` with its label or None, of elements that are examples or batches."""
     for element in elements:
-        alone = (
-            isinstance(element, (tuple, list)) and len(element) == 1
-        )  # as PyTorch's of images without labels
-        images, labels = _parts(element, name) if alone or _are_parts(element) else (element, None)
+        if isinstance(element, (tuple, list)) and len(element) == 1:  # as PyTorch's of images alone
+            element = element[0]
+        images, labels = _parts(element, name) if _are_parts(element) else (element, None)
         _check_read(images, name)
         images = array(images, "images")
         labels = None if labels is None else array(labels, "labels")
