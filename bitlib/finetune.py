@@ -79,7 +79,8 @@ def fit(
         accumulate: parts that a replica computes its share of a batch in, to save memory. The gradients
             are summed: the result is that of the whole batch, within rounding.
         checkpoints: a folder; the training is saved there and, called again with the same arguments,
-            goes on from there. Replicas on several machines need one they share.
+            goes on from there; `train` has to give the same examples in the same order. Replicas on several
+            machines need one they share.
         save_every: steps between two savings; None for a tenth of the training. It is saved at the end.
         validate_every: steps between two validations; None for the end only.
         tensorboard: a folder for TensorBoard to read loss, rate and validation from.
@@ -163,16 +164,15 @@ def evaluate(
         examples: as `train` of `fit`.
         plan: of `bitlib.hyperrule.plan`; tells the resolution.
         batch_size: images computed at once.
-        multi_label: as of `fit`; for a model that `fit` trained by sigmoids, None is True.
+        multi_label: as of `fit`; for a model that was trained by sigmoids, None is True of vectors.
 
     Raises:
         TypeError: `model` is not a BiT, or `plan` not a Plan.
         ValueError: `examples` are of other shapes, dtypes or ranges, or there are none.
     """
     num_classes = _check_model(model, plan)
-    if multi_label is None and model.card and model.card.activation == "sigmoid":
-        multi_label = True
-    given = prepare(examples, num_classes, multi_label)
+    by_sigmoids = multi_label is None and model.card and model.card.activation == "sigmoid"
+    given = prepare(examples, num_classes, "vectors" if by_sigmoids else multi_label)
     return evaluator(model, given, plan, num_classes, batch_size)()
 
 

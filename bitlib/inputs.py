@@ -217,14 +217,17 @@ def check_labels(labels: Any, num_classes: int, count: int, first: int = 0) -> n
     return found.astype(np.float32 if found.ndim == 2 else np.int64)
 
 
-def holds_several(labels: np.ndarray, multi_label: bool | None, first: int = 0) -> bool:
+def holds_several(labels: np.ndarray, multi_label: bool | str | None, first: int = 0) -> bool:
     """Whether several classes may be true of an image, by labels as `check_labels` returns them.
 
-    Vectors that sum to 1 are of one class each, or blend such vectors; `multi_label` says so, or otherwise.
+    Vectors that sum to 1 are of one class each, or blend such vectors, unless `multi_label` is True, or
+    `"vectors"`, which is True of vectors and False of integers.
 
     Raises:
         ValueError: `labels` are not what `multi_label` says.
     """
+    if multi_label == "vectors":
+        return labels.ndim == 2
     if labels.ndim == 1 and multi_label:
         raise ValueError("labels: expected a vector of numbers each, as multi_label=True; received integers")
     other = abs(labels.sum(axis=1) - 1) > 1e-3 if labels.ndim == 2 else np.zeros(1, bool)
@@ -235,7 +238,7 @@ def holds_several(labels: np.ndarray, multi_label: bool | None, first: int = 0) 
             f"{labels[number - first].sum():g} in example {number}; where several classes or none may be "
             "true, say multi_label=True"
         )
-    return bool(other.any()) if multi_label is None else multi_label
+    return bool(other.any() if multi_label is None else multi_label)
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,7 @@ def takes_context(examples: Any) -> bool:
 
 
 def prepare(
-    examples: Any, num_classes: int | None, multi_label: bool | None = None, name: str = "examples"
+    examples: Any, num_classes: int | None, multi_label: bool | str | None = None, name: str = "examples"
 ) -> Examples:
     """Read and check whatever holds examples: the one way into `fit`, `evaluate`, `predict` and `match`.
 
@@ -535,7 +538,7 @@ def _unbatched(dataset: tf.data.Dataset, labelled: bool, name: str) -> tf.data.D
     return picked.unbatch() if first[0].shape.rank == 4 else picked
 
 
-def _checked(singles: tf.data.Dataset, num_classes: Any, multi_label: bool | None, name: str) -> Examples:
+def _checked(singles: tf.data.Dataset, num_classes: Any, multi_label: Any, name: str) -> Examples:
     """Check the first examples of a Dataset, and let it check each one that passes.
 
     A graph tells at once that an example is right; where it does not, the checks of arrays decide, and say

@@ -155,7 +155,9 @@ class TestVectors:
         assert model.card.activation == "sigmoid"
         score, loss = finetune.evaluate(model, one_hot, a_plan())
         assert (score, loss) == finetune.evaluate(model, one_hot, a_plan(), multi_label=True)
-        assert loss != finetune.evaluate(model, one_hot, a_plan(), multi_label=False)[1]
+        of_one = finetune.evaluate(model, one_hot, a_plan(), multi_label=False)
+        assert loss != of_one[1]
+        assert of_one == finetune.evaluate(model, examples, a_plan())
 
     def test_a_model_that_knows_nothing_scores_no_more_than_guessing(self, model, several):
         scores = finetune.multi_label_scores(several[1], np.zeros((24, 3)))
