@@ -259,15 +259,23 @@ class Examples:
 
 def takes_context(examples: Any) -> bool:
     """Whether it is a function of a `tf.distribute.InputContext`, which gives each machine its share."""
-    if not callable(examples) or isinstance(examples, type):
+    if not _is_function(examples):
         return False
     try:
-        given = next(iter(inspect.signature(examples).parameters.values()), None)
+        given = list(inspect.signature(examples).parameters.values())
     except ValueError:  # of `zip` and others that are not written in Python
         return False
-    if given is None or given.kind not in (given.POSITIONAL_ONLY, given.POSITIONAL_OR_KEYWORD):
-        return False
-    return given.default is given.empty or given.name == "context"
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [each.name for each in given if each.default is each.empty and each.kind in positional]
+    if len(needed) > 1:
+        raise ValueError(
+            f"examples: expected a function of a tf.distribute.InputContext or of nothing, not {needed}"
+        )
+    return bool(needed) or (bool(given) and given[0].name == "context")
+
+
+def _is_function(examples: Any) -> bool:
+    return inspect.isroutine(examples) or isinstance(examples, partial)
 
 
 def prepare(
@@ -426,7 +434,7 @@ def _opened(examples: Any, name: str) -> Any:
         return examples
     if takes_context(examples):
         return _opened(examples(tf.distribute.InputContext()), name)
-    if inspect.isroutine(examples) or isinstance(examples, partial):
+    if _is_function(examples):
         return _opened(examples(), name)
     _check_read(examples, name)
     if _are_parts(examples):
@@ -584,8 +592,8 @@ def _checked(singles: tf.data.Dataset, num_classes: Any, multi_label: Any, name:
         found = tf.cond(right, lambda: "", lambda: tf.numpy_function(words, [number, *example], tf.string))
         with tf.control_dependencies([tf.debugging.Assert(found == "", [found])]):
             image = tf.ensure_shape(tf.cast(image, tf.float32), (None, None, 3))
-        if vectors:
-            return image, tf.ensure_shape(tf.cast(label[0], tf.float32), (num_classes,))
-        return image, tf.reshape(tf.cast(label[0], tf.int64), ()) if label else tf.zeros((), tf.int64)
+            if vectors:
+                return image, tf.ensure_shape(tf.cast(label[0], tf.float32), (num_classes,))
+            return image, tf.reshape(tf.cast(label[0], tf.int64), ()) if label else tf.zeros((), tf.int64)
 
     return Examples(singles.enumerate().map(check), some[0][0], several)

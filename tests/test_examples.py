@@ -228,6 +228,11 @@ REFUSED = {  # by every door, in these words
     "ragged": (lambda: tf.ragged.constant([[1.0], [1.0, 2.0]]), "images: expected"),
     "Datasets of each": (lambda: (dataset(X), dataset(Y)), "expected"),
     "a class": (lambda: Batches, "received type"),
+    "a model": (lambda: tiny(), "received Sequential"),
+    "a function of two": (lambda: lambda x, y: (x, y), "a function of a tf.distribute.InputContext"),
+    "batches of batches": (lambda: dataset(X, Y).batch(2).batch(3), r"expected shape \[N, H, W, 3\]"),
+    "numbered pairs": (lambda: dataset(X, Y).enumerate(), "expected"),
+    "labels first": (lambda: dataset(Y, X), r"expected shape \[N, H, W, 3\]"),
 }  # fmt: skip
 
 WRONG_LABELS = {  # refused where labels are looked at
@@ -251,6 +256,8 @@ WRONG_LABELS = {  # refused where labels are looked at
     "fewer in a batch": (lambda: [(X[:9], Y[:9]), (X[9:], Y[:3])], "one for each of 9"),
     "of another number of classes": (lambda: (X, np.eye(5)[Y]), "vector of 3 numbers"),
     "several late": (lambda: dataset(X, changed(ONE_HOT, 17, 1)), "sums to 3 in example 17; .*multi_label"),
+    "of several shapes": (lambda: [(X[0], 0), (X[1], [1, 0, 0])], "labels: expected one shape.* example 1"),
+    "of several dtypes": (lambda: [(X[0], 0), (X[1], 0.5)], "expected integers, .* example 1"),
     "missing": (lambda: X, "pairs of an image and a label, received images alone"),
     "missing in a Dataset": (lambda: dataset(X).batch(4), "received images alone"),
     "missing in a list": (lambda: [X[:9], X[9:]], "received images alone"),
