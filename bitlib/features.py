@@ -111,7 +111,7 @@ def _check_labelled(features: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray,
     if classes.dtype == object:
         classes = classes.astype(str)
     if len(np.unique(classes)) < 2:
-        raise ValueError(f"labels: expected two classes or more, received {classes[0]!r} alone")
+        raise ValueError(f"labels: expected two classes or more, received {classes.tolist()[0]!r} alone")
     return vectors, classes
 
 
