@@ -7,7 +7,7 @@ was stopped go on as if it had not been.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,11 +15,8 @@ import tensorflow as tf
 from keras import ops
 from tensorflow import Tensor
 
+from bitlib.examples import Examples, errors_in_words, prepare
 from bitlib.hyperrule import Plan
-from bitlib.inputs import are_vectors, check_dataset, check_examples
-
-if TYPE_CHECKING:
-    from bitlib.inputs import Examples
 
 CACHED_BYTES = 1 << 30
 """A dataset whose resized pictures fit into this memory is read once and cached; a larger one is read anew in
@@ -103,7 +100,7 @@ def mixup(images: Tensor, labels: Tensor, alpha: float, seed: Tensor) -> tuple[T
 
 
 def training_batches(
-    examples: Examples, plan: Plan, num_classes: int, seed: int = 0, start: int = 0
+    examples: Any, plan: Plan, num_classes: int, seed: int = 0, start: int = 0
 ) -> tf.data.Dataset:
     """The batches of a training, step by step.
 
@@ -111,10 +108,8 @@ def training_batches(
     example is left out or seen twice in one.
 
     Args:
-        examples: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]`, or vectors
-            `[N, num_classes]` of numbers in [0, 1]; or an unbatched, finite `tf.data.Dataset` of such pairs
-            (images may differ in size). One that does not fit into `CACHED_BYTES` is shuffled as far as
-            that allows: let it come shuffled, too.
+        examples: as `bitlib.examples.prepare` takes and makes them; images may differ in size. A Dataset that
+            does not fit into `CACHED_BYTES` is shuffled as far as that allows: let it come shuffled, too.
         plan: of `bitlib.hyperrule.plan`.
         num_classes: labels are 0 to `num_classes - 1`.
         seed: any integer.
@@ -124,8 +119,8 @@ def training_batches(
         A dataset of images float32 `[batch, crop, crop, 3]` and labels float32 `[batch, num_classes]`.
 
     Raises:
-        ValueError: shapes or dtypes are others, a label is out of range, there is no example, or a
-            dataset has no end.
+        ValueError: as `prepare`. An example of a Dataset that is too large to cache is checked when it is
+            reached; within `bitlib.examples.errors_in_words`, that is the same error.
     """
     base = tf.constant([seed & 0x7FFFFFFF, seed >> 31 & 0x7FFFFFFF], tf.int64)
 
@@ -135,27 +130,16 @@ def training_batches(
     def augment(position, example):
         image, label = example
         image = training_image(tf.cast(image, tf.float32), plan, seeded(1, position))
-        if vectors:
-            return image, tf.ensure_shape(tf.cast(label, tf.float32), (num_classes,))
-        label = tf.cast(label, tf.int64)
-        known = tf.debugging.Assert((label >= 0) & (label < num_classes), ["label out of range:", label])
-        with tf.control_dependencies([known]):
-            return image, tf.one_hot(label, num_classes)
+        return image, tf.cast(label, tf.float32) if label.shape.rank else tf.one_hot(label, num_classes)
 
     def mix(step, batch):
         images, labels = batch
         return mixup(images, labels, plan.mixup_alpha, seeded(2, step))
 
     position = start * plan.batch_size
-    if isinstance(examples, tf.data.Dataset):
-        check_dataset(examples, num_classes)
-        cached = _cached(examples, plan)
-    else:
-        images, labels = (np.asarray(part) for part in examples)
-        check_examples(images, labels, num_classes)
-        cached = images, labels
-    vectors = are_vectors(examples)
-    shuffled = _stream(examples, position, seeded) if cached is None else _drawn(*cached, position, seeded)
+    given = prepare(examples, num_classes)
+    cached = given.pairs if isinstance(given.pairs, tuple) else _cached(given.pairs, plan)
+    shuffled = _stream(given, position, seeded) if cached is None else _drawn(cached, position, seeded)
     return (
         shuffled.enumerate(position)
         .map(augment, tf.data.AUTOTUNE, deterministic=True)
@@ -167,11 +151,11 @@ def training_batches(
     )
 
 
-def _drawn(images: np.ndarray, labels: np.ndarray, position: int, seeded) -> tf.data.Dataset:
+def _drawn(arrays: tuple[np.ndarray, np.ndarray], position: int, seeded) -> tf.data.Dataset:
     """Examples without end from a position on, each epoch in an order of its own."""
-    count = len(labels)
     with tf.device("CPU"):
-        images, labels = tf.constant(images), tf.constant(labels)
+        images, labels = (tf.constant(array) for array in arrays)
+    count = len(labels)
 
     def example(position):
         seed = seeded(0, position // count)
@@ -181,10 +165,10 @@ def _drawn(images: np.ndarray, labels: np.ndarray, position: int, seeded) -> tf.
     return tf.data.Dataset.range(position, np.iinfo(np.int64).max).map(example)
 
 
-def _stream(examples: tf.data.Dataset, position: int, seeded) -> tf.data.Dataset:
+def _stream(given: Examples, position: int, seeded) -> tf.data.Dataset:
     """As `_drawn`, for a dataset that is too large to cache."""
-    image = next(iter(examples))[0]
-    buffer = max(1, CACHED_BYTES // image.numpy().nbytes)
+    examples = given.pairs
+    buffer = max(1, CACHED_BYTES // (given.first.size * 4))
     count = int(examples.cardinality())
     if count < 1:  # Only to go on in the middle must they be counted; a run from the start needs no number.
         count = int(examples.reduce(np.int64(0), lambda n, _: n + 1)) if position else 1
@@ -211,17 +195,16 @@ def _cached(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarr
 
     images = np.empty((most, size, size, 3), np.float32)  # only what is filled takes memory
     labels: list[np.ndarray] = []
-    for image, label in examples.map(resize, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator():
-        if len(labels) == most:
-            return None
-        images[len(labels)] = image
-        labels.append(label)
+    with errors_in_words("train"):
+        for image, label in examples.map(resize, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator():
+            if len(labels) == most:
+                return None
+            images[len(labels)] = image
+            labels.append(label)
     return images[: len(labels)], np.stack(labels)
 
 
-def evaluation_batches(
-    examples: Examples, plan: Plan, num_classes: int, batch_size: int = 64
-) -> tf.data.Dataset:
+def evaluation_batches(examples: Any, plan: Plan, num_classes: int, batch_size: int = 64) -> tf.data.Dataset:
     """Every example once, in order, resized only; the last batch holds what is left.
 
     Args, Raises: as `training_batches`.
@@ -230,18 +213,12 @@ def evaluation_batches(
         A dataset of images float32 `[<= batch_size, crop, crop, 3]` and labels, int64 `[<= batch_size]` or
         float32 `[<= batch_size, num_classes]`, as they came.
     """
-    if isinstance(examples, tf.data.Dataset):
-        check_dataset(examples, num_classes)
-    else:
-        images, labels = (np.asarray(part) for part in examples)
-        check_examples(images, labels, num_classes)
+    pairs = prepare(examples, num_classes).pairs
+    if isinstance(pairs, tuple):
         with tf.device("CPU"):
-            examples = tf.data.Dataset.from_tensor_slices((images, labels))
-
-    vectors = are_vectors(examples)
+            pairs = tf.data.Dataset.from_tensor_slices(pairs)
 
     def resize(image, label):
-        label = tf.cast(label, tf.float32 if vectors else tf.int64)
         return evaluation_image(tf.cast(image, tf.float32), plan), label
 
-    return examples.map(resize, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
+    return pairs.map(resize, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)

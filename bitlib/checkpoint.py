@@ -246,6 +246,7 @@ def load(
         else:
             num_classes = head if isinstance(head, int) else None
             card = replace(card, num_classes=num_classes, labels=None, class_names=class_names, top1=None)
+            card = replace(card, activation="softmax")  # until a training of several classes at once
         model = BiT(units, width, num_classes, kernel_initializer="zeros", dtype=dtype)
         for name, variable in model.arrays.items():
             if name not in HEAD or head == "keep":

@@ -13,22 +13,17 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from bitlib import finetune, loop, ops
+from bitlib.examples import errors_in_words, prepare, takes_context
 from bitlib.hyperrule import Plan
-from bitlib.inputs import check_dataset, check_examples, whole
 from bitlib.model import BiT
 from bitlib.resume import History, Saved
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from bitlib.inputs import Examples, Shares
 
 
 @dataclass(frozen=True)
@@ -104,9 +99,9 @@ def divergence(teacher: tf.Tensor, student: tf.Tensor, temperature: float = 1.0)
 def match(
     teacher: keras.Model,
     student: keras.Model,
-    images: ArrayLike | tf.data.Dataset | Shares,
+    images: Any,
     steps: int = 1000,
-    validation: Examples | None = None,
+    validation: Any = None,
     seed: int = 0,
     verbose: int = 1,
     *,
@@ -127,9 +122,8 @@ def match(
     Args:
         teacher, student: any Keras models from images float `[N, H, W, 3]` in [-1, 1] to logits
             `[N, classes]`, of the same classes.
-        images: float `[N, H, W, 3]` in [-1, 1]; or an unbatched, finite `tf.data.Dataset` of such images, or
-            of pairs of an image and something that is not looked at; or a function to such a dataset, as
-            `bitlib.finetune.fit` takes it.
+        images: float `[N, H, W, 3]` in [-1, 1]; or all else that `bitlib.finetune.fit` takes. Labels are not
+            looked at.
         steps: of the optimizer.
         validation: images and labels as `bitlib.finetune.fit` takes them, to follow the student's accuracy.
         seed: of the order of pictures, crops, flips and MixUp.
@@ -150,13 +144,20 @@ def match(
         RuntimeError: weights of the student that should change are as they were after two steps.
         FloatingPointError: the divergence is not finite.
     """
-    examples = _unlabelled(images)
-    rule = plan(**{"crop": _height(whole(examples)), "steps": steps} | how)
+    given = prepare(images, None, name="images")
+    rule = plan(**{"crop": given.first.shape[0], "steps": steps} | how)
     finetune.check_steps(rule, accumulate, save_every, validate_every)
     for name, value in (("temperature", temperature), ("weight_decay", weight_decay)):
-        if not 0 <= value < math.inf or (name == "temperature" and value == 0):
+        if (
+            not isinstance(value, (int, float))
+            or not 0 <= value < math.inf
+            or (name == "temperature" and value == 0)
+        ):
             raise ValueError(f"{name}: expected a positive number, received {value!r}")
     num_classes = _check_pair(teacher, student, rule)
+    validate = None
+    if validation is not None:
+        validate = finetune.evaluator(student, validation, rule, num_classes, name="validation")
     strategy = loop.strategy_of(student)
     loop.check_share(rule.batch_size, strategy)
     variables = student.trainable_variables
@@ -169,7 +170,11 @@ def match(
     trained = sum(math.prod(variable.shape) for variable in variables)
     history = saved.restore() or History(trained=trained, frozen=student.count_params() - trained)
 
+    def share(context: tf.distribute.InputContext) -> Any:
+        return prepare(images(context), None, name="images")
+
     def batches(start: int) -> Iterable:
+        examples = share if takes_context(images) else given
         return loop.shared(examples, rule, 1, seed, start, strategy)
 
     def loss_of(pictures: tf.Tensor, _) -> tf.Tensor:
@@ -182,22 +187,24 @@ def match(
         apart = divergence(tf.cast(known, tf.float32), tf.cast(learnt, tf.float32), temperature)
         return tf.reduce_sum(apart) / rule.batch_size
 
-    loop.Loop(
+    training = loop.Loop(
         rule.steps,
         rule.learning_rate,
         loop.train_step(loss_of, optimizer, variables, strategy, accumulate, clip=1.0),
         batches,
-        None if validation is None else finetune.evaluator(student, validation, rule, num_classes),
+        validate,
         validate_every,
         save_every,
-    ).run(
-        history,
-        saved,
-        guard=None if history.loss else loop.Guard(variables, "student"),
-        chief=loop.is_chief(strategy),
-        verbose=verbose,
-        tensorboard=tensorboard,
     )
+    with errors_in_words("images"):
+        training.run(
+            history,
+            saved,
+            guard=None if history.loss else loop.Guard(variables, "student"),
+            chief=loop.is_chief(strategy),
+            verbose=verbose,
+            tensorboard=tensorboard,
+        )
     return history
 
 
@@ -226,23 +233,3 @@ def _check_pair(teacher: keras.Model, student: keras.Model, plan: Plan) -> int:
     if student.dtype_policy.compute_dtype == "float16":
         raise ValueError("student: computes in float16, whose small gradients vanish; use mixed_bfloat16")
     return shapes[0][-1]
-
-
-def _height(examples: Examples) -> int:
-    """Of the first image; raises ValueError for what are no images in [-1, 1]."""
-    if isinstance(examples, tf.data.Dataset):
-        check_dataset(examples, 1)
-        return next(iter(examples))[0].shape[0]
-    pictures, labels = (np.asarray(part) for part in examples)
-    check_examples(pictures, labels, 1)
-    return pictures.shape[1]
-
-
-def _unlabelled(images: Any) -> Any:
-    """Images as examples of one class, which nobody looks at."""
-    if callable(images):
-        return lambda context: _unlabelled(images(context))
-    if not isinstance(images, tf.data.Dataset):
-        images = np.asarray(images)
-        return images, np.zeros(images.shape[:1], np.int64)
-    return images.map(lambda *parts: (parts[0], tf.constant(0, tf.int64)))

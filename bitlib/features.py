@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitlib import progress
 from bitlib.datasets import draw
-from bitlib.inputs import check_range
+from bitlib.examples import image_batches
+from bitlib.inputs import array, check_images, check_whole
+from bitlib.model import BiT
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from sklearn.linear_model import LogisticRegression
-
-    from bitlib.model import BiT
 
 STAGES = ("root", "block1", "block2", "block3", "block4", "features")
 
 
 def extract(
     model: BiT,
-    images: np.ndarray | Iterable,
+    images: Any,
     stage: str = "features",
     pool: bool = True,
     batch_size: int = 32,
@@ -34,8 +33,8 @@ def extract(
 
     Args:
         model: a `bitlib.model.BiT`, with or without a head.
-        images: float in [-1, 1]: an array `[N, H, W, 3]`, any iterable of images `[H, W, 3]` of one
-            size, or an unbatched `tf.data.Dataset` of images or of (image, label) pairs.
+        images: float in [-1, 1], of one size: an array `[N, H, W, 3]`, or anything that
+            `bitlib.examples.prepare` takes. Labels are not looked at.
         stage: `features` as the head sees them (after GroupNorm, ReLU and average pooling), or the
             output of the `root` or of a block, `block1` to `block4`.
         pool: whether to average a block's output over height and width.
@@ -46,25 +45,24 @@ def extract(
         float32 `[N, C]`, or `[N, H', W', C]` for a block without pooling.
 
     Raises:
-        ValueError: there is no such stage, no image, or `batch_size` is below 1; or an image is not
-            in [-1, 1], as `bitlib.model.check_range` tells.
+        TypeError: `model` is not a BiT.
+        ValueError: there is no such stage, no image, or `batch_size` is below 1; or images are not as
+            `bitlib.inputs.check_images` wants them.
     """
     import tensorflow as tf
 
     if stage not in STAGES:
         raise ValueError(f"stage: expected one of {', '.join(STAGES)}, received {stage!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, received {batch_size}")
+    if not isinstance(model, BiT):
+        raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
+    check_whole("batch_size", batch_size)
     compute = _traced(model, stage, pool and stage != "features")
     results = []
-    total = len(images) if isinstance(images, Sized) else None
+    total = len(images) if isinstance(images, np.ndarray) and images.ndim else None
     with progress.bar(total, "image", shown=bool(verbose)) as bar:
-        for batch in _batches(images, batch_size):
-            check_range(batch)
+        for batch in image_batches(images, batch_size):
             results.append(compute(tf.constant(batch, tf.float32)).numpy().astype(np.float32))
             bar.update(len(batch))
-    if not results:
-        raise ValueError("images: expected at least one, received none")
     return np.concatenate(results)
 
 
@@ -88,26 +86,34 @@ def _traced(model, stage: str, average: bool):
     return cache[stage, average]
 
 
-def _batches(images, batch_size: int) -> Iterator[np.ndarray]:
-    """Whatever holds images -> arrays of up to `batch_size` of them; of pairs the first."""
-    import tensorflow as tf
+def _check_vectors(name: str, vectors: ArrayLike) -> np.ndarray:
+    """Vectors as an array; raises ValueError unless they are finite numbers `[N, C]`."""
+    found = array(vectors, name)
+    if found.ndim != 2 or not found.size or found.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: expected float [N, C], received {found.dtype} of shape {found.shape}")
+    if not np.isfinite(found).all():
+        row = int(np.argmin(np.isfinite(found).all(axis=1)))
+        raise ValueError(f"{name}: expected finite numbers, received NaN or infinity, first in row {row}")
+    return found
 
-    if isinstance(images, np.ndarray):
-        for start in range(0, len(images), batch_size):
-            yield images[start : start + batch_size]
-        return
-    if isinstance(images, tf.data.Dataset):  # read the next batch while one is computed
-        alone = images.map(lambda image, *_: image)
-        yield from alone.batch(batch_size).prefetch(1).as_numpy_iterator()
-        return
-    collected: list[np.ndarray] = []
-    for image in images:
-        collected.append(np.asarray(image[0] if isinstance(image, tuple) else image, np.float32))
-        if len(collected) == batch_size:
-            yield np.stack(collected)
-            collected = []
-    if collected:
-        yield np.stack(collected)
+
+def _check_labelled(features: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors and as many labels, numbers or names, of two classes or more; raises ValueError for others."""
+    vectors, classes = _check_vectors("features", features), array(labels, "labels")
+    if classes.ndim == 2 and classes.shape[1] == 1:
+        classes = classes[:, 0]
+    if classes.shape != (len(vectors),):
+        raise ValueError(
+            f"labels: expected one for each of {len(vectors)} features, received {classes.shape}"
+        )
+    missing = [row for row, label in enumerate(classes.tolist()) if label is None or label != label]
+    if missing or (classes.dtype.kind == "f" and (classes != np.floor(classes)).any()):
+        raise ValueError("labels: expected class numbers or names, received missing values or fractions")
+    if classes.dtype == object:
+        classes = classes.astype(str)
+    if len(np.unique(classes)) < 2:
+        raise ValueError(f"labels: expected two classes or more, received {classes.tolist()[0]!r} alone")
+    return vectors, classes
 
 
 def linear_probe(features: ArrayLike, labels: ArrayLike, regularization: float = 1.0) -> LogisticRegression:
@@ -115,15 +121,21 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, regularization: float =
 
     Args:
         features: float `[N, C]`.
-        labels: `[N]`.
+        labels: `[N]`, numbers or names.
         regularization: scikit-learn's `C`, the inverse of the penalty's strength.
 
     Returns:
         A fitted scikit-learn classifier, with `predict` and `score`.
+
+    Raises:
+        ValueError: `features` are not finite `[N, C]`; `labels` are not N, or of one class alone.
     """
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
+    features, labels = _check_labelled(features, labels)
+    if not (isinstance(regularization, (int, float)) and 0 < regularization < np.inf):
+        raise ValueError(f"regularization: expected a positive number, received {regularization!r}")
     # Threads waiting for each other make a small fit ten times slower, on a busy machine hundreds of times.
     with threadpool_limits(1 if np.size(features) < 10_000_000 else None):
         return LogisticRegression(C=regularization, max_iter=5000).fit(features, labels)
@@ -148,9 +160,11 @@ def few_shot(
         float64 `[draws]` in [0, 1].
 
     Raises:
-        ValueError: a class has fewer than `shots` examples left.
+        ValueError: as `linear_probe`; or a class has fewer than `shots` examples left.
     """
-    features, labels = np.asarray(features), np.asarray(labels)
+    features, labels = _check_labelled(features, labels)
+    for name, value in (("shots", shots), ("draws", draws), ("num_test", num_test)):
+        check_whole(name, value)
     scores = []
     for each in range(seed, seed + draws):
         train, test = draw(labels, shots, num_test, each)
@@ -171,12 +185,14 @@ def nearest(features: np.ndarray, queries: np.ndarray, count: int = 5) -> tuple[
         in [-1, 1].
 
     Raises:
-        ValueError: `count` is below 1 or above the number of vectors.
+        ValueError: vectors are not finite, or of two lengths; `count` is not 1 to the number of vectors.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    if not 1 <= count <= len(features):
-        raise ValueError(f"count: expected 1 to {len(features)}, received {count}")
+    features, queries = _check_vectors("features", features), _check_vectors("queries", queries)
+    if queries.shape[1] != features.shape[1]:
+        raise ValueError(f"queries: expected [Q, {features.shape[1]}], received {list(queries.shape)}")
+    check_whole("count", count, len(features))
     index = NearestNeighbors(n_neighbors=count, metric="cosine").fit(features)
     distances, indices = index.kneighbors(queries)
     return indices, 1 - distances
@@ -191,8 +207,14 @@ def shrink(images: np.ndarray, size: int = 8) -> np.ndarray:
 
     Returns:
         float32 `[N, size * size]`.
+
+    Raises:
+        ValueError: `images` are something else, or `size` is below 1.
     """
     import tensorflow as tf
+
+    check_images(images, smallest=1, warn=False)
+    check_whole("size", size)
 
     grey = tf.reduce_mean(images, axis=-1, keepdims=True)
     return tf.reshape(tf.image.resize(grey, (size, size), "area"), (len(images), -1)).numpy()

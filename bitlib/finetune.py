@@ -8,21 +8,22 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from bitlib import augment, loop, ops, zoo
+from bitlib.examples import errors_in_words, prepare, takes_context
 from bitlib.hyperrule import Plan
-from bitlib.inputs import are_vectors, whole
+from bitlib.inputs import check_whole
 from bitlib.model import BiT
 from bitlib.resume import STATE as STATE
 from bitlib.resume import History, Saved
 
 if TYPE_CHECKING:
-    from bitlib.inputs import Examples, Shares
+    from numpy.typing import ArrayLike
 
 FREEZABLE = ("root", "block1", "block2", "block3", "block4", "backbone")
 """What `freeze` takes: everything up to and including that stage; `backbone` is all but the head."""
@@ -35,12 +36,13 @@ rate was chosen on `bitlib.tasks.counting(104)` and `angles(108)`, which no page
 
 def fit(
     model: BiT,
-    train: Examples | Shares,
+    train: Any,
     plan: Plan,
-    validation: Examples | None = None,
+    validation: Any = None,
     seed: int = 0,
     verbose: int = 1,
     *,
+    multi_label: bool | None = None,
     freeze: str | None = None,
     accumulate: int = 1,
     checkpoints: str | os.PathLike | None = None,
@@ -51,8 +53,8 @@ def fit(
 ) -> History:
     """Tune a model in place: SGD with momentum, cross-entropy, everything else by the plan.
 
-    The cross-entropy is that of a softmax. Where labels are vectors, of which several classes may be true,
-    it is that of a sigmoid for each class, summed over classes.
+    The cross-entropy is that of a softmax, also of labels that are vectors, one-hot or blended. Where several
+    classes may be true, it is that of a sigmoid for each class, summed over classes.
 
     Called inside the scope of a `tf.distribute` strategy, or with a model made in one, it trains on all
     of its replicas, which share each batch of the plan. The same seed gives the same batches however many
@@ -61,20 +63,25 @@ def fit(
     Args:
         model: a `bitlib.model.BiT` with a head, such as `bitlib.load(name, head=10)` gives; that head
             starts at zero, as the rule wants it.
-        train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]`, or vectors `[N, classes]` of
-            numbers in [0, 1]; or an unbatched `tf.data.Dataset` of such pairs; or a function from a
-            `tf.distribute.InputContext` to such a dataset, such as `bitlib.records.Records.part`: each of
-            several machines then reads only what it is given, and blends its share of a batch in itself.
+        train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]` or vectors `[N, classes]`; or
+            a `tf.data.Dataset` or another source of such pairs: all that `bitlib.examples.prepare` takes. With
+            a function from a `tf.distribute.InputContext` to a Dataset, as `bitlib.records.Records.part` is,
+            each of several machines reads only what it is given, and blends its share of a batch in itself.
         plan: of `bitlib.hyperrule.plan`.
-        validation: as `train`; resized only, and every example counted once.
+        validation: as `train`; resized only, and every example counted once. The history has the score
+            that `evaluate` returns as `validation_accuracy`.
         seed: of the order of examples, crops, flips and MixUp.
         verbose: 1 for a progress bar.
+        multi_label: whether several classes, or none, may be true of an image. None to tell by the labels:
+            where every vector sums to 1, one class is true. Of a Dataset the first 16 labels tell; a later
+            one that says otherwise is an error.
         freeze: None to train all; `root`, `block1` … `block4` to keep all weights up to and including
             that stage; `backbone` to train the head only.
         accumulate: parts that a replica computes its share of a batch in, to save memory. The gradients
             are summed: the result is that of the whole batch, within rounding.
         checkpoints: a folder; the training is saved there and, called again with the same arguments,
-            goes on from there. Replicas on several machines need one they share.
+            goes on from there; `train` has to give the same examples in the same order. Replicas on several
+            machines need one they share.
         save_every: steps between two savings; None for a tenth of the training. It is saved at the end.
         validate_every: steps between two validations; None for the end only.
         tensorboard: a folder for TensorBoard to read loss, rate and validation from.
@@ -91,9 +98,17 @@ def fit(
         RuntimeError: the model does not train: weights that should are as they were after two steps.
         FloatingPointError: the loss is not finite. The model then holds the last weights saved, if any.
     """
-    _check(model, plan, freeze, accumulate, save_every, validate_every)
+    num_classes = _check_model(model, plan)
+    check_steps(plan, accumulate, save_every, validate_every)
+    if freeze is not None and freeze not in FREEZABLE:
+        raise ValueError(f"freeze: expected None or one of {', '.join(FREEZABLE)}, received {freeze!r}")
     variables = _trainable(model, freeze)
-    entropy = _entropy(whole(train))
+    given = prepare(train, num_classes, multi_label, "train")
+    several = given.several
+    validate = None
+    if validation is not None:
+        held_out = prepare(validation, num_classes, several, "validation")
+        validate = evaluator(model, held_out, plan, num_classes, name="validation")
     strategy = loop.strategy_of(model)
     loop.check_share(plan.batch_size, strategy)
     with strategy.scope():
@@ -104,101 +119,120 @@ def fit(
     trained = sum(math.prod(variable.shape) for variable in variables)
     history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
 
-    def batches(start):
-        return loop.shared(train, plan, _num_classes(model), seed, start, strategy)
+    def share(context):
+        return prepare(train(context), num_classes, several, "train")
 
-    validate = None if validation is None else evaluator(model, validation, plan, _num_classes(model))
-    loop.Loop(
+    def batches(start):
+        examples = share if takes_context(train) else given
+        return loop.shared(examples, plan, num_classes, seed, start, strategy)
+
+    steps = loop.Loop(
         plan.steps,
         plan.learning_rate,
-        _train_step(model, optimizer, variables, strategy, plan, accumulate, jit_compile, entropy),
+        _train_step(model, optimizer, variables, strategy, plan, accumulate, jit_compile, _entropy(several)),
         batches,
         validate,
         validate_every,
         save_every,
-    ).run(
-        history,
-        saved,
-        guard=None if history.loss else loop.Guard(variables),
-        chief=loop.is_chief(strategy),
-        verbose=verbose,
-        tensorboard=tensorboard,
     )
+    with errors_in_words("train"):
+        steps.run(
+            history,
+            saved,
+            guard=None if history.loss else loop.Guard(variables),
+            chief=loop.is_chief(strategy),
+            verbose=verbose,
+            tensorboard=tensorboard,
+        )
     card = model.card or zoo.own_card(model.name)
-    activation = "softmax" if entropy is softmax_cross_entropy else "sigmoid"
+    activation = "sigmoid" if several else "softmax"
     model.card = replace(card, resolution=plan.crop, short_side=None, antialias=False, activation=activation)
     model.tuned = True
     return history
 
 
-def evaluate(model: BiT, examples: Examples, plan: Plan, batch_size: int = 64) -> tuple[float, float]:
-    """Accuracy in [0, 1] and mean cross-entropy in nats, of every example once; resized to `plan.crop`.
+def evaluate(
+    model: BiT, examples: Any, plan: Plan, batch_size: int = 64, *, multi_label: bool | None = None
+) -> tuple[float, float]:
+    """The score in [0, 1] and the mean cross-entropy in nats, of every example once; resized to `plan.crop`.
 
-    Where labels are vectors, each of their numbers counts by itself: true if it is above a half, and told if
-    the logit is above 0.
+    Where one class is true of an image, the score is the accuracy: the share of images whose largest logit is
+    that of the true class. Where several may be true, it is the mean average precision: the accuracy of all
+    labels would be 0.9 for always saying no where one in ten is true. `multi_label_scores` has both.
 
     Args:
         model: a `bitlib.model.BiT` with a head.
         examples: as `train` of `fit`.
         plan: of `bitlib.hyperrule.plan`; tells the resolution.
         batch_size: images computed at once.
+        multi_label: as of `fit`; for a model that was trained by sigmoids, None is True of vectors.
 
     Raises:
+        TypeError: `model` is not a BiT, or `plan` not a Plan.
         ValueError: `examples` are of other shapes, dtypes or ranges, or there are none.
     """
-    return evaluator(model, examples, plan, _num_classes(model), batch_size)()
+    num_classes = _check_model(model, plan)
+    by_sigmoids = multi_label is None and model.card and model.card.activation == "sigmoid"
+    given = prepare(examples, num_classes, "vectors" if by_sigmoids else multi_label)
+    return evaluator(model, given, plan, num_classes, batch_size)()
 
 
 def evaluator(
-    model: keras.Model, examples: Examples, plan: Plan, num_classes: int, batch_size: int = 64
+    model: keras.Model, examples: Any, plan: Plan, num_classes: int, batch_size: int = 64, name="examples"
 ) -> Callable[[], tuple[float, float]]:
     """What `evaluate` gives, to be called as often as one likes; for any model from images to logits.
 
-    Raises: as `evaluate`, here and not when it is called.
+    Raises: as `evaluate`; of a Dataset, for later examples, when it is called.
     """
-    batches = augment.evaluation_batches(examples, plan, num_classes, batch_size)
-    forward, entropy = _forward(model, plan), _entropy(examples)
-    return lambda: _evaluate(forward, batches, entropy)
+    check_whole("batch_size", batch_size)
+    given = prepare(examples, num_classes, name=name)
+    batches = augment.evaluation_batches(given, plan, num_classes, batch_size)
+    forward = _forward(model, plan)
+
+    def evaluation() -> tuple[float, float]:
+        with errors_in_words(name):
+            return _evaluate(forward, batches, given.several)
+
+    return evaluation
 
 
-def predict(model: BiT, images: np.ndarray | tf.data.Dataset, plan: Plan, batch_size: int = 64) -> np.ndarray:
+def predict(model: BiT, images: Any, plan: Plan, batch_size: int = 64) -> np.ndarray:
     """What a tuned model says of images, resized to `plan.crop`.
 
     Args:
         model: a `bitlib.model.BiT` with a head.
-        images: float `[N, H, W, 3]` in [-1, 1]; or an unbatched `tf.data.Dataset` of pairs of such an image
-            and a label, which is not looked at.
+        images: float `[N, H, W, 3]` in [-1, 1]; or anything that `fit` takes. Labels are not looked at.
         plan: of `bitlib.hyperrule.plan`; tells the resolution.
         batch_size: images computed at once.
 
     Returns:
         Logits float32 `[N, classes]`.
 
-    Raises:
-        ValueError: as `evaluate`.
+    Raises: as `evaluate`.
     """
-    if not isinstance(images, tf.data.Dataset):
-        images = images, np.zeros(len(images), np.int64)
-    batches = augment.evaluation_batches(images, plan, _num_classes(model), batch_size)
+    num_classes = _check_model(model, plan)
+    check_whole("batch_size", batch_size)
+    batches = augment.evaluation_batches(prepare(images, None, name="images"), plan, num_classes, batch_size)
     forward = _forward(model, plan)
-    return np.concatenate([forward(batch) for batch, _ in batches])
+    with errors_in_words("images"):
+        return np.concatenate([forward(batch) for batch, _ in batches])
 
 
-def _check(model, plan, freeze, accumulate, save_every, validate_every) -> None:
+def _check_model(model: BiT, plan: Plan) -> int:
+    """The number of classes of a model that can be trained, once that and the plan are such."""
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
-    _num_classes(model)
-    check_steps(plan, accumulate, save_every, validate_every)
-    if freeze is not None and freeze not in FREEZABLE:
-        raise ValueError(f"freeze: expected None or one of {', '.join(FREEZABLE)}, received {freeze!r}")
-
-
-def check_steps(plan: Plan, accumulate: int, save_every: int | None, validate_every: int | None) -> None:
-    """Raise TypeError or ValueError for what no training takes; `fit` says what it takes."""
+    if model.num_classes is None:
+        raise ValueError("model: has no head; load it with head=<number of classes>")
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected what bitlib.hyperrule.plan returns, received {type(plan).__name__}")
     if plan.crop < 32:
         raise ValueError(f"plan: crop is {plan.crop} pixels, the network needs at least 32")
+    return model.num_classes
+
+
+def check_steps(plan: Plan, accumulate: int, save_every: int | None, validate_every: int | None) -> None:
+    """Raise TypeError or ValueError for what no training takes; `fit` says what it takes."""
     for name, value in (("save_every", save_every), ("validate_every", validate_every)):
         if value is not None and not (isinstance(value, int) and value > 0):
             raise ValueError(f"{name}: expected None or a positive number of steps, received {value!r}")
@@ -206,12 +240,6 @@ def check_steps(plan: Plan, accumulate: int, save_every: int | None, validate_ev
         raise ValueError(
             f"accumulate: expected 1 to the batch size, {plan.batch_size}, received {accumulate!r}"
         )
-
-
-def _num_classes(model: BiT) -> int:
-    if model.num_classes is None:
-        raise ValueError("model: has no head; load it with head=<number of classes>")
-    return model.num_classes
 
 
 def _trainable(model: BiT, freeze: str | None) -> list:
@@ -264,8 +292,8 @@ def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
 
 
-def _entropy(examples: Examples):
-    return sigmoid_cross_entropy if are_vectors(examples) else softmax_cross_entropy
+def _entropy(several: bool):
+    return sigmoid_cross_entropy if several else softmax_cross_entropy
 
 
 def _train_step(
@@ -295,15 +323,34 @@ def _forward(model: keras.Model, plan: Plan):
     )
 
 
-def _evaluate(forward, batches: tf.data.Dataset, entropy) -> tuple[float, float]:
-    correct, loss, count = 0.0, 0.0, 0
-    for images, labels in batches:
-        logits = tf.cast(forward(images), tf.float32)
-        if entropy is softmax_cross_entropy:
-            correct += int(np.sum(np.argmax(logits, axis=-1) == labels))
-            labels = tf.one_hot(labels, logits.shape[-1])
-        else:
-            correct += float(np.mean((logits > 0) == (labels > 0.5), axis=-1).sum())
-        loss += float(tf.reduce_sum(entropy(labels, logits)))
-        count += len(labels)
-    return correct / count, loss / count
+def _evaluate(forward, batches: tf.data.Dataset, several: bool) -> tuple[float, float]:
+    found = [(tf.cast(forward(images), tf.float32), labels) for images, labels in batches]
+    logits, labels = (tf.concat(parts, 0) for parts in zip(*found, strict=True))
+    truth = labels if labels.shape.rank == 2 else tf.one_hot(labels, logits.shape[-1])
+    loss = float(tf.reduce_mean(_entropy(several)(truth, logits)))
+    if several:
+        return multi_label_scores(truth, logits)["average_precision"], loss
+    return float(np.mean(np.argmax(logits, axis=-1) == np.argmax(truth, axis=-1))), loss
+
+
+def multi_label_scores(labels: ArrayLike, logits: ArrayLike) -> dict[str, float]:
+    """Scores of logits where several classes may be true of an image.
+
+    Args:
+        labels: `[N, classes]`, true above a half.
+        logits: float `[N, classes]`, as `predict` returns them.
+
+    Returns:
+        `average_precision`: its mean over the classes that are true of some image; NaN if there is none.
+        Guesses have the share of true labels. `accuracy`: the share of all labels that the sign of their
+        logits gives, which is high for always saying no.
+    """
+    from sklearn.metrics import average_precision_score
+
+    truth, logits = np.asarray(labels) > 0.5, np.asarray(logits)
+    if not np.isfinite(logits).all():
+        return {"average_precision": math.nan, "accuracy": math.nan}
+    classes = [number for number in range(truth.shape[1]) if truth[:, number].any()]
+    each = [average_precision_score(truth[:, number], logits[:, number]) for number in classes]
+    precision = float(np.mean(each)) if each else math.nan
+    return {"average_precision": precision, "accuracy": float(np.mean((logits > 0) == truth))}

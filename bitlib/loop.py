@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -23,7 +23,6 @@ from bitlib.resume import History, Saved
 
 if TYPE_CHECKING:
     from bitlib.hyperrule import Plan
-    from bitlib.inputs import Examples, Shares
 
 
 @dataclass
@@ -116,7 +115,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def shared(
-    examples: Examples | Shares,
+    examples: Any,
     plan: Plan,
     num_classes: int,
     seed: int,

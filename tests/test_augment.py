@@ -228,7 +228,6 @@ class TestTrainBatches:
             ((np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, int)), "divide by 127.5"),
             ((np.zeros((0, 32, 32, 3), np.float32), np.zeros(0, int)), "at least one"),
             (tf.data.Dataset.from_tensor_slices(numbered(4)).repeat(), "without end"),
-            (tf.data.Dataset.from_tensor_slices(numbered(4)).batch(2), "unbatched dataset"),
             (tf.data.Dataset.from_tensor_slices(numbered(4)).take(0), "at least one example"),
             (tf.data.Dataset.range(4), "pairs of an image and a label"),
         ],
@@ -237,9 +236,14 @@ class TestTrainBatches:
         with pytest.raises(ValueError, match=message):
             augment.training_batches(examples, a_plan(), 5)
 
-    def test_a_wrong_label_in_the_middle_of_a_dataset(self):
+    def test_a_wrong_label_in_the_middle_of_a_dataset(self, monkeypatch):
         images, labels = numbered(20)
-        labels[13] = 7
-        batches = augment.training_batches(tf.data.Dataset.from_tensor_slices((images, labels)), a_plan(), 5)
-        with pytest.raises(tf.errors.InvalidArgumentError, match="label out of range"):
+        labels[17] = 7
+        dataset = tf.data.Dataset.from_tensor_slices((images, labels))
+        message = "^labels: expected 0 to 4, .* received 7, first in example 17"
+        with pytest.raises(ValueError, match=message):
+            augment.training_batches(dataset, a_plan(), 5)
+        monkeypatch.setattr(augment, "CACHED_BYTES", 1)
+        batches = augment.training_batches(dataset, a_plan(), 5)
+        with pytest.raises(ValueError, match=message), examples.errors_in_words("train"):
             list(batches)

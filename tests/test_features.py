@@ -139,6 +139,59 @@ class TestProbe:
         with pytest.raises(ValueError, match="^count: expected 1 to 4, received 5"):
             features.nearest(vectors, vectors, 5)
 
+    @pytest.mark.parametrize(
+        ("features_", "labels", "message"),
+        [
+            (np.full((4, 2), np.nan), [0, 1, 0, 1], "^features: expected finite numbers, .* first in row 0"),
+            (
+                np.zeros(4),
+                [0, 1, 0, 1],
+                r"^features: expected float \[N, C\], received float64 of shape \(4,\)",
+            ),
+            (np.array([["a"]] * 4), [0, 1, 0, 1], r"^features: expected float \[N, C\], received <U1"),
+            ([[1], [2, 3]], [0, 1], "^features: expected an array"),
+            (np.zeros((0, 2)), [], r"^features: .* shape \(0, 2\)"),
+            (np.zeros((4, 2)), [0, 1, 0], r"^labels: expected one for each of 4 features, received \(3,\)"),
+            (np.zeros((4, 2)), [1, 1, 1, 1], "^labels: expected two classes or more, received 1 alone"),
+            (np.zeros((4, 2)), [0, 1, np.nan, 1], "^labels: .* missing values or fractions"),
+            (np.zeros((4, 2)), [0, 1, 0.5, 1], "^labels: .* missing values or fractions"),
+            (np.zeros((4, 2)), ["a", None, "b", "b"], "^labels: .* missing values or fractions"),
+        ],
+    )
+    def test_refusals(self, features_, labels, message):
+        for call in (features.linear_probe, lambda *given: features.few_shot(*given, 1, 1, 1)):
+            with pytest.raises(ValueError, match=message):
+                call(features_, labels)
+
+    def test_other_kinds_of_numbers(self, clusters):
+        for name, value in (("shots", "5"), ("draws", 0), ("num_test", 1.5)):
+            with pytest.raises(ValueError, match=f"^{name}: expected at least 1, a whole number"):
+                features.few_shot(*clusters, **{"shots": 1} | {name: value})
+        with pytest.raises(ValueError, match="^regularization: expected a positive number, received 0"):
+            features.linear_probe(*clusters, 0)
+        vectors = clusters[0]
+        with pytest.raises(ValueError, match="^queries: expected finite"):
+            features.nearest(vectors, vectors * np.inf)
+        with pytest.raises(ValueError, match=r"^queries: expected \[Q, 8\], received \[400, 3\]"):
+            features.nearest(vectors, vectors[:, :3])
+        with pytest.raises(ValueError, match="^count: expected 1 to 400, received '5'"):
+            features.nearest(vectors, vectors, "5")
+
+    def test_names_are_classes(self, clusters):
+        vectors, labels = clusters
+        names = np.array(["ant", "bee", "cat", "dog"], object)[labels]
+        assert features.linear_probe(vectors, names).predict(vectors[:3]).tolist() == names[:3].tolist()
+        assert features.linear_probe(vectors, labels[:, None]).classes_.tolist() == [0, 1, 2, 3]
+
+
+def test_shrink_refuses_other_images():
+    with pytest.raises(ValueError, match="^images: .* one picture"):
+        features.shrink(np.zeros((32, 32, 3), "float32"))
+    with pytest.raises(ValueError, match="^images: expected floats"):
+        features.shrink(np.zeros((1, 32, 32, 3), "uint8"))
+    with pytest.raises(ValueError, match="^size: expected at least 1, a whole number, received 0"):
+        features.shrink(np.zeros((1, 32, 32, 3), "float32"), 0)
+
 
 def test_shrink_averages():
     images = np.zeros((2, 32, 32, 3), "float32")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from sklearn.multiclass import OneVsRestClassifier
 
 import bitlib
@@ -104,7 +105,7 @@ class TestRule:
 
 
 class TestVectors:
-    """Labels that are vectors: any number of classes may be true, each by a sigmoid of its own."""
+    """Labels that are vectors. Where several classes are true, each has a sigmoid of its own."""
 
     @pytest.fixture
     def several(self, examples):
@@ -119,10 +120,64 @@ class TestVectors:
         probability = 1 / (1 + np.exp(-logits.astype(float)))
         truth = several[1].astype(bool)
         loss = -np.log(np.where(truth, probability, 1 - probability)).sum(axis=1).mean()
-        accuracy, found = finetune.evaluate(model, several, a_plan())
+        score, found = finetune.evaluate(model, several, a_plan())
         assert found == pytest.approx(loss, rel=1e-5)
-        assert accuracy == pytest.approx(((logits > 0) == truth).mean())
-        assert history.validation_accuracy == [pytest.approx(accuracy)]
+        assert score == pytest.approx(average_precision_score(truth, logits))
+        assert history.validation_accuracy == [pytest.approx(score)]
+        scores = finetune.multi_label_scores(several[1], logits)
+        assert scores == pytest.approx(
+            {"average_precision": score, "accuracy": ((logits > 0) == truth).mean()}
+        )
+
+    @pytest.mark.slow
+    def test_one_hot_labels_are_learnt_as_their_numbers_are(self, small_npz, examples):
+        images, labels = examples
+        results = []
+        for train in (
+            labels,
+            np.eye(3)[labels],
+            tf.data.Dataset.from_tensor_slices((images, np.eye(3)[labels])),
+        ):
+            model = bitlib.load(small_npz, head=3)
+            train = train if isinstance(train, tf.data.Dataset) else (images, train)
+            history = finetune.fit(model, train, a_plan(steps=2, mixup_alpha=0.2), train, verbose=0)
+            results.append((history.loss, history.validation_accuracy, history.validation_loss))
+            assert model.card.activation == "softmax"
+        for found in results[1:]:
+            for values, expected in zip(found, results[0], strict=True):
+                np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+    @pytest.mark.slow
+    def test_one_hot_labels_by_sigmoids_if_wanted(self, model, examples):
+        one_hot = examples[0], np.eye(3)[examples[1]]
+        history = finetune.fit(model, one_hot, a_plan(steps=1), verbose=0, multi_label=True)
+        np.testing.assert_allclose(history.loss[0], 3 * np.log(2), rtol=1e-6)
+        assert model.card.activation == "sigmoid"
+        score, loss = finetune.evaluate(model, one_hot, a_plan())
+        assert (score, loss) == finetune.evaluate(model, one_hot, a_plan(), multi_label=True)
+        of_one = finetune.evaluate(model, one_hot, a_plan(), multi_label=False)
+        assert loss != of_one[1]
+        assert of_one == finetune.evaluate(model, examples, a_plan())
+
+    def test_a_model_that_knows_nothing_scores_no_more_than_guessing(self, model, several):
+        scores = finetune.multi_label_scores(several[1], np.zeros((24, 3)))
+        assert scores["average_precision"] == pytest.approx(several[1].mean())
+        assert np.isnan(
+            finetune.multi_label_scores(several[1], np.full((24, 3), np.nan))["average_precision"]
+        )
+
+    def test_several_classes_where_one_is_expected(self, model, examples, several):
+        with pytest.raises(ValueError, match=r"^labels: expected one class .*multi_label=True"):
+            finetune.fit(model, several, a_plan(), multi_label=False)
+        with pytest.raises(ValueError, match=r"^labels: expected a vector .*multi_label=True"):
+            finetune.fit(model, examples, a_plan(), multi_label=True)
+        late = np.eye(3)[examples[1]]
+        late[20] = 1
+        dataset = tf.data.Dataset.from_tensor_slices((examples[0], late))
+        with pytest.raises(ValueError, match=r"^labels: .* sums to 3 in example 20; .*multi_label=True"):
+            finetune.fit(model, dataset, a_plan(), verbose=0)
+        with pytest.raises(ValueError, match=r"^validation: labels: expected one class .*multi_label=True"):
+            finetune.fit(model, examples, a_plan(), several)
 
     @pytest.mark.slow
     def test_arrays_and_datasets_give_the_same(self, small_npz, several):
@@ -162,7 +217,11 @@ class TestVectors:
         )
         model = bitlib.load(bitlib.zoo.BUNDLED, head=10)
         history = finetune.fit(model, (batch[:400], truth[:400]), plan, (batch[400:], truth[400:]), verbose=0)
-        assert history.validation_accuracy[-1] >= (probe.predict(vectors[400:]) == truth[400:]).mean()
+        by_probe = average_precision_score(truth[400:], probe.decision_function(vectors[400:]))
+        assert history.validation_accuracy[-1] >= by_probe
+        logits = finetune.predict(model, batch[400:], plan)
+        accuracy = finetune.multi_label_scores(truth[400:], logits)["accuracy"]
+        assert accuracy >= (probe.predict(vectors[400:]) == truth[400:]).mean()
 
 
 @needs_proc
@@ -390,10 +449,9 @@ class TestFailures:
 
     @pytest.mark.slow
     def test_divergence_without_a_folder(self, model, examples):
-        bad = examples[0].copy()
-        bad[:] = np.nan
+        model.head.bias.assign([np.nan, 0, 0])
         with pytest.raises(FloatingPointError, match=r"^loss: nan at step 0.*name a folder in checkpoints"):
-            finetune.fit(model, (bad, examples[1]), a_plan(), verbose=0)
+            finetune.fit(model, examples, a_plan(), verbose=0)
 
     @pytest.mark.slow
     def test_a_model_that_does_not_train_is_found_out(self, model, examples, monkeypatch):
