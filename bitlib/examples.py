@@ -1,4 +1,4 @@
-"""Whatever holds examples (arrays, data sets, lists, generators) -> checked images and labels, in one form."""
+"""From arrays, data sets, lists or generators to checked images and labels: one way in for every door."""
 
 from __future__ import annotations
 

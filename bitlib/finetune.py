@@ -64,7 +64,7 @@ def fit(
         model: a `bitlib.model.BiT` with a head, such as `bitlib.load(name, head=10)` gives; that head
             starts at zero, as the rule wants it.
         train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]` or vectors `[N, classes]`; or
-            a `tf.data.Dataset` or another source of such pairs: all that `bitlib.examples.prepare` takes. With
+            a `tf.data.Dataset` or another source of such pairs, as `bitlib.examples.prepare` takes them. With
             a function from a `tf.distribute.InputContext` to a Dataset, as `bitlib.records.Records.part` is,
             each of several machines reads only what it is given, and blends its share of a batch in itself.
         plan: of `bitlib.hyperrule.plan`.

@@ -88,6 +88,7 @@ def check_shape(shape: Sequence, smallest: int = SMALLEST) -> None:
 
 
 def check_float(images: Any) -> None:
+    """Raise ValueError unless the dtype of images is floating point."""
     dtype = re.findall(r"\w+", str(images.dtype))[-1]  # of `torch.uint8`, `<dtype: 'uint8'>`, `uint8`
     if "float" not in dtype:
         raise ValueError(f"images: expected floats in [-1, 1], received {dtype}; {_SCALING}")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bitlib import augment, hyperrule
+from bitlib import augment, examples, hyperrule
 
 
 def a_plan(**changes):
@@ -152,16 +152,16 @@ class TestTrainBatches:
     @pytest.mark.parametrize("start", [1, 5, 11])
     @pytest.mark.parametrize("kind", ["arrays", "dataset", "of unknown length", "too large to keep"])
     def test_going_on_in_the_middle_gives_what_an_unbroken_run_sees(self, start, kind, monkeypatch):
-        examples = numbered(21)
+        pairs = numbered(21)
         if kind == "too large to keep":
             monkeypatch.setattr(augment, "CACHED_BYTES", 10 * 40 * 40 * 3 * 4)
         if kind != "arrays":
-            examples = tf.data.Dataset.from_tensor_slices(examples)
+            pairs = tf.data.Dataset.from_tensor_slices(pairs)
         if kind == "of unknown length":
-            examples = examples.filter(lambda image, label: True)
+            pairs = pairs.filter(lambda image, label: True)
         changes = {"mixup_alpha": 0.3, "crop": 32, "random_flip": True}
-        whole = list(augment.training_batches(examples, a_plan(**changes), 5, 4))
-        rest = list(augment.training_batches(examples, a_plan(**changes), 5, 4, start))
+        whole = list(augment.training_batches(pairs, a_plan(**changes), 5, 4))
+        rest = list(augment.training_batches(pairs, a_plan(**changes), 5, 4, start))
         assert len(rest) == 12 - start
         for (images, labels), (again, too) in zip(whole[start:], rest, strict=True):
             np.testing.assert_array_equal(images, again)

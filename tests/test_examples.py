@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 import bitlib
-from bitlib import augment, distill, features, finetune, hyperrule, loop
+from bitlib import augment, distill, examples, features, finetune, hyperrule, loop
 from tests.conftest import SMALL
 
 COUNT, SIDE, CLASSES = 18, 36, 3
