@@ -30,7 +30,7 @@ class History:
         loss: of each step, in nats, mean over the batch, before the step's update.
         learning_rate: of each step.
         validated: numbers of steps after which the model was validated.
-        validation_accuracy, validation_loss: as many values, the former in [0, 1].
+        validation_accuracy, validation_loss: as many values, as `bitlib.finetune.evaluate` returns them.
         trained, frozen: how many weights (numbers, not arrays) were trained, and how many were not.
     """
 
