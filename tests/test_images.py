@@ -35,8 +35,10 @@ class TestRead:
             assert result.dtype == np.uint8
             np.testing.assert_array_equal(result, photo)
 
-    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
     def test_formats(self, photo, format):
+        if format == "AVIF" and not features.check("avif"):
+            pytest.skip("this Pillow has no AVIF")
         result = images.read(encoded(Image.fromarray(photo), format))
         assert result.shape == photo.shape
         assert np.abs(result.astype(float) - photo).mean() < 8
@@ -168,10 +170,8 @@ class TestRefusals:
             with pytest.raises(ValueError, match="4×4 pixels, the limit is 10"):
                 images.read(source)
 
-    @pytest.mark.parametrize("format", ["PPM", "ICO", "TGA", "PCX", "SGI", "DDS", "JPEG2000", "AVIF"])
+    @pytest.mark.parametrize("format", ["ICO", "TGA", "PCX", "SGI", "DDS", "JPEG2000"])
     def test_other_formats_whatever_they_are_called(self, tmp_path, format):
-        if format == "AVIF" and not features.check("avif"):
-            pytest.skip("this Pillow has no AVIF")
         path = tmp_path / "x.png"
         path.write_bytes(encoded(Image.new("RGB", (8, 8)), format))
         with pytest.raises(ValueError, match=r"x\.png: not a picture, expected PNG, JPEG, .* or WEBP$"):
@@ -349,8 +349,9 @@ class TestBatch:
 
 def test_files(tmp_path, photo):
     (tmp_path / "b").mkdir()
-    for name in ("b/x.JPG", "a.png", "notes.txt"):
+    for name in ("b/x.JPG", "a.png"):
         Image.fromarray(photo).save(tmp_path / name, "PNG")
+    (tmp_path / "notes.txt").write_text("BMW, P1, GIF")
     assert [path.name for path in images.files(tmp_path)] == ["a.png", "x.JPG"]
     (tmp_path / "empty.png").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no pictures"):
