@@ -177,7 +177,8 @@ def as_learnt(
         raise ValueError(f"name: {name} has other classes to test on than to learn from: {odd}")
     if odd:
         warnings.warn(f"name: {name} has no pictures to test on of {odd}", stacklevel=3)
-    return np.array([class_names.index(test_names[label]) for label in test_labels], np.int64)
+    places = {name: place for place, name in enumerate(class_names)}
+    return np.array([places[test_names[label]] for label in test_labels], np.int64)
 
 
 def drawn_splits(
@@ -208,11 +209,9 @@ def _stratified(labels: np.ndarray, num_test: int, rng: np.random.Generator) -> 
             several += 1
     if 0 < num_test < several:
         raise ValueError(f"num_test: expected at least {several}, one for each class, received {num_test}")
-    count = max(several, min(num_test or len(labels), len(labels) // 3))
     if not several:
-        raise ValueError(
-            "labels: each class has one picture, expected two, one to learn from and one to test on"
-        )
+        raise ValueError("labels: each class has one picture; expected two, to learn from and to test on")
+    count = max(several, min(num_test or len(labels), len(labels) // 3, np.sum(rank < 1)))
     tested = np.isin(order, order[np.argsort(rank[order], kind="stable")[:count]])
     return order[tested], order[~tested]
 
@@ -287,7 +286,7 @@ def paired(pictures: Sequence, labels: ArrayLike) -> tuple[Sequence, np.ndarray]
         raise ValueError(f"labels: expected one for each of {len(pictures)} pictures, received {found}")
     values = given.tolist()
     numbers = np.array([value if isinstance(value, (int, float)) else np.nan for value in values], np.float64)
-    wrong = np.flatnonzero(~((numbers >= 0) & (numbers % 1 == 0)))
+    wrong = np.flatnonzero(~((numbers >= 0) & (numbers < 2**53) & (numbers == np.floor(numbers))))
     if len(wrong):
         raise ValueError(
             f"labels: expected class numbers from 0, received {values[wrong[0]]!r} at position {wrong[0]}; "

@@ -79,7 +79,8 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
         raise ValueError(f"path: {root} has one class, {_name(subfolders[0])}; expected at least two{hint}")
     class_names = sorted({_name(sub) for sub in subfolders})
     files, owners = map(list, zip(*owned, strict=True))
-    labels = np.array([class_names.index(owner) for owner in owners])
+    places = {name: place for place, name in enumerate(class_names)}
+    labels = np.array([places[owner] for owner in owners])
     good = _good(f"path: {root}", files, labels, class_names, verify)
     return [file for file, fine in zip(files, good, strict=True) if fine], labels[good], class_names
 
@@ -155,9 +156,12 @@ def known_splits(names: Iterable[str]) -> dict[str, str]:
 
 
 def _split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
-    """As `known_splits`, of folders that hold folders."""
-    inner = {sub.name: sub for sub in subfolders if _kinds(sub.name, inside=True) and images.listed(sub)[0]}
-    return {kind: inner[name] for kind, name in known_splits(inner).items()}
+    """As `known_splits`, of folders that hold folders, or else of any that hold no pictures themselves."""
+    inner = {sub: images.listed(sub) for sub in subfolders if _kinds(sub.name, inside=True)}
+    full = [sub.name for sub, (folders, _) in inner.items() if folders]
+    bare = [sub.name for sub, (_, files) in inner.items() if not any(map(images.is_picture, files))]
+    known = known_splits(full) or known_splits(bare)
+    return {kind: next(sub for sub in subfolders if sub.name == name) for kind, name in known.items()}
 
 
 def _refuse_splits(root: Path, subfolders: Sequence[Path]) -> None:
@@ -306,7 +310,9 @@ def _read(source, columns, root, verify=True) -> tuple[Labelled, list[str]]:
             raise ValueError(f"{where} has no {role} in {_some(empty)}; expected one for each picture")
     files = [base / os.path.expanduser(text) for text in texts["path"]]
     missing = [f"row {row}: {file}" for row, file in zip(numbers, files, strict=True) if not file.is_file()]
-    if missing or not files:
+    if not files:
+        raise ValueError(f"{where} has no rows; expected one for each picture")
+    if missing:
         raise FileNotFoundError(
             f"{where}: {len(missing)} of {len(files)} files are missing: {_some(missing)}"
         )
@@ -348,7 +354,11 @@ def _csv(path: Path) -> tuple[list[str], list[int], list[tuple[str, ...]]]:
                 f"source: {path}: row {number} has {len(row)} values, expected {len(names)}, as in the "
                 f"first row; a value with {delimiter!r} in it needs quotes"
             )
-    return names, [number for number, _ in rows[1:]], list(zip(*(row for _, row in rows[1:]), strict=True))
+    return (
+        names,
+        [number for number, _ in rows[1:]],
+        [column[1:] for column in zip(*(row for _, row in rows), strict=True)],
+    )
 
 
 def _column(role: str, wanted: str | None, names: Sequence) -> Any:

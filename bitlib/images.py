@@ -411,10 +411,14 @@ def listed(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         ValueError: the folder cannot be listed.
     """
-    with _failing_as(f"{folder}: cannot be listed"):
-        found = sorted(path for path in folder.iterdir() if not _SYSTEMS.fullmatch(path.name))
-    folders = [path for path in found if os.path.isdir(path)]
-    return folders, [path for path in found if path not in set(folders)]
+    with _failing_as(f"{folder}: cannot be listed"), os.scandir(folder) as entries:
+        found = sorted(
+            (entry for entry in entries if not _SYSTEMS.fullmatch(entry.name)), key=lambda e: e.path
+        )
+        kinds = [entry.is_dir() for entry in found]
+    paths = [Path(entry) for entry in found]
+    folders = [path for path, is_folder in zip(paths, kinds, strict=True) if is_folder]
+    return folders, [path for path, is_folder in zip(paths, kinds, strict=True) if not is_folder]
 
 
 def walk(folder: Path) -> list[Path]:
