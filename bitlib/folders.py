@@ -79,8 +79,7 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
         raise ValueError(f"path: {root} has one class, {_name(subfolders[0])}; expected at least two{hint}")
     class_names = sorted({_name(sub) for sub in subfolders})
     files, owners = map(list, zip(*owned, strict=True))
-    places = {name: place for place, name in enumerate(class_names)}
-    labels = np.array([places[owner] for owner in owners])
+    labels = np.searchsorted(class_names, owners)
     good = _good(f"path: {root}", files, labels, class_names, verify)
     return [file for file, fine in zip(files, good, strict=True) if fine], labels[good], class_names
 
@@ -117,8 +116,7 @@ def _opened(path: str | os.PathLike) -> tuple[Path, list[Path], list[Path]]:
     while [sub.name for sub in subfolders] == [root.resolve().name] and not any(
         map(images.is_picture, files)
     ):
-        root = subfolders[0]
-        subfolders, files = images.listed(root)
+        subfolders, files = images.listed(root := subfolders[0])
     return root, subfolders, files
 
 
@@ -168,9 +166,8 @@ def _refuse_splits(root: Path, subfolders: Sequence[Path]) -> None:
     """Refuse folders that are splits, or look like it, as classes; warn where they may be neither."""
     if known := _split_folders(subfolders):
         these = " and ".join(sub.name for sub in known.values())
-        raise ValueError(
-            f"path: {root} holds the splits {these}; expected one of them, or bitlib.datasets.splits(...)"
-        )
+        hint = "expected one of them, or bitlib.datasets.splits(...)"
+        raise ValueError(f"path: {root} holds the splits {these}; {hint}")
     names = [sub.name for sub in subfolders]
     alike = {name: set(_kinds(name, inside=False).values()) for name in names}
     plain = {kind for name in names for kind in _kinds(re.sub(r"[\W\d_]", "", name), False).values()}
@@ -183,19 +180,15 @@ def _refuse_splits(root: Path, subfolders: Sequence[Path]) -> None:
         or ("train" in plain and len(plain) > 1)
         or (kinds and len(same) > 1)
     ):
-        raise ValueError(
-            f"path: {root} holds {_some(names)}, which look like splits, not classes; expected names such as "
-            "train and test, each a folder with one subfolder of pictures a class"
-        )
+        hint = "expected names such as train and test, each with one subfolder of pictures a class"
+        raise ValueError(f"path: {root} holds {_some(names)}, which look like splits, not classes; {hint}")
     if len(same) > 1:
-        warnings.warn(
-            f"path: {root}: {_some(names)} are taken as the classes, though each of them holds {_some(same)}",
-            stacklevel=4,
-        )
+        taken = f"{_some(names)} are taken as the classes, though each of them holds {_some(same)}"
+        warnings.warn(f"path: {root}: {taken}", stacklevel=4)
 
 
 def _good(
-    where: str, files: Sequence[Path], labels: np.ndarray, class_names: Sequence[str], verify: bool
+    where: str, files: Sequence[Path], labels: np.ndarray, class_names: list, verify=True
 ) -> np.ndarray:
     """Which files can be read, bool `[N]`; one warning says which cannot, and which classes are empty."""
 
@@ -217,12 +210,10 @@ def _good(
         if text:
             reason = text.removeprefix(f"{file}: ")
             alike.setdefault((label, reason.split(" (")[0]), []).append(f"{file.name}: {reason}")
-    lines = [
-        f"{class_names[label]}: {len(texts)}, such as {texts[0]}"
-        for (label, _), texts in sorted(alike.items())
+    lines = [f"{(~good).sum()} of {len(files)} pictures cannot be read and are left out:"] if alike else []
+    lines += [
+        f"{class_names[n]}: {len(texts)}, such as {texts[0]}" for (n, _), texts in sorted(alike.items())
     ]
-    if lines:
-        lines = [f"{(~good).sum()} of {len(files)} pictures cannot be read and are left out:", *lines]
     counts = np.bincount(labels[good], minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
     if empty and len(empty) < len(class_names):
@@ -244,10 +235,7 @@ def is_table(source: Any) -> bool:
 
 
 def table(
-    source: Any,
-    columns: Mapping[str, str] | None = None,
-    root: str | os.PathLike | None = None,
-    verify: bool = True,
+    source: Any, columns: Mapping[str, str] | None = None, root: str | os.PathLike | None = None
 ) -> Labelled:
     """A table with a row for each picture, as a labelled set.
 
@@ -256,7 +244,6 @@ def table(
         columns: names of the columns, `{"path": ..., "label": ..., "split": ...}`; what is left out is
             looked for by the names in `COLUMNS`.
         root: the folder that relative paths count from; None for that of the file, or the current one.
-        verify: as of `folder`.
 
     Returns:
         the pictures' paths, their labels int64 `[N]`, and the class names: numbers by size, texts sorted.
@@ -269,7 +256,7 @@ def table(
     Warns:
         UserWarning: as `folder`; or rows are repeated, or class names differ in case only.
     """
-    return _read(source, columns, root, verify)[0]
+    return _read(source, columns, root)[0]
 
 
 def table_parts(
@@ -288,11 +275,11 @@ def table_parts(
     return [([files[i] for i in part], labels[part], class_names) for part in indices[:2]]
 
 
-def _read(source, columns, root, verify=True) -> tuple[Labelled, list[str]]:
+def _read(source, columns, root) -> tuple[Labelled, list[str]]:
     """The labelled set of a table; and the split of each picture, none if there is no such column."""
-    columns = dict(columns or {})
-    if set(columns) - set(COLUMNS):
-        raise ValueError(f"columns: expected the keys {_some(COLUMNS)}, received {_some(columns)}")
+    columns = columns or {}
+    if not isinstance(columns, Mapping) or set(columns) - set(COLUMNS):
+        raise ValueError(f"columns: expected the keys {_some(COLUMNS)}, received {columns!r:.200}")
     if hasattr(source, "columns"):
         where, base, names = "source: the table", Path(), list(source.columns)
         cells = [np.asarray(source[name], object).tolist() for name in dict.fromkeys(names)]
@@ -309,12 +296,14 @@ def _read(source, columns, root, verify=True) -> tuple[Labelled, list[str]]:
         if empty:
             raise ValueError(f"{where} has no {role} in {_some(empty)}; expected one for each picture")
     files = [base / os.path.expanduser(text) for text in texts["path"]]
-    missing = [f"row {row}: {file}" for row, file in zip(numbers, files, strict=True) if not file.is_file()]
+    missing = [
+        f"row {row}: {file}" for row, file in zip(numbers, files, strict=True) if not os.path.isfile(file)
+    ]
     if not files:
         raise ValueError(f"{where} has no rows; expected one for each picture")
     if missing:
         raise FileNotFoundError(
-            f"{where}: {len(missing)} of {len(files)} files are missing: {_some(missing)}"
+            f"{where}: {len(missing)} of {len(files)} files are missing, {_some(missing)}"
         )
     labels, class_names = _classes(where, numbers, texts["label"])
     first: dict[str, int] = {}
@@ -322,15 +311,13 @@ def _read(source, columns, root, verify=True) -> tuple[Labelled, list[str]]:
     for index, file in enumerate(files):
         other = first.setdefault(os.path.realpath(file), index)
         if labels[index] != labels[other] or (splits and splits[index] != splits[other]):
-            raise ValueError(
-                f"{where}: rows {numbers[other]} and {numbers[index]} differ on {file}; "
-                "expected one class and one split for each picture"
-            )
+            these = f"rows {numbers[other]} and {numbers[index]} differ on {file}"
+            raise ValueError(f"{where}: {these}; expected one class and one split for each picture")
     kept = np.array(sorted(first.values()))
     if len(kept) < len(files):
         warnings.warn(f"{where}: {len(files) - len(kept)} rows repeat others and are left out", stacklevel=5)
     files = [files[i] for i in kept]
-    kept = kept[good := _good(where, files, labels[kept], class_names, verify)]
+    kept = kept[good := _good(where, files, labels[kept], class_names)]
     files = [file for file, fine in zip(files, good, strict=True) if fine]
     return (files, labels[kept], class_names), [splits[i] for i in kept] if splits else []
 
@@ -350,15 +337,12 @@ def _csv(path: Path) -> tuple[list[str], list[int], list[tuple[str, ...]]]:
     names = [name.strip() for name in rows[0][1]] if rows else []
     for number, row in rows:
         if len(row) != len(names):
+            hint = f"as in the first row; a value with {delimiter!r} in it needs quotes"
             raise ValueError(
-                f"source: {path}: row {number} has {len(row)} values, expected {len(names)}, as in the "
-                f"first row; a value with {delimiter!r} in it needs quotes"
+                f"source: {path}: row {number} has {len(row)} values, expected {len(names)}, {hint}"
             )
-    return (
-        names,
-        [number for number, _ in rows[1:]],
-        [column[1:] for column in zip(*(row for _, row in rows), strict=True)],
-    )
+    columns = list(zip(*(row for _, row in rows), strict=True))
+    return names, [number for number, _ in rows[1:]], [column[1:] for column in columns]
 
 
 def _column(role: str, wanted: str | None, names: Sequence) -> Any:
@@ -390,17 +374,15 @@ def _classes(where: str, numbers: Sequence[int], texts: Sequence[str]) -> tuple[
     except ValueError:
         class_names = sorted(set(texts))
     else:
-        for number, value in zip(numbers, values, strict=True):
-            if not value.is_integer():
-                raise ValueError(
-                    f"{where}: the label in row {number} is {value}, expected a whole number or a name"
-                )
-        texts = [
-            text if text.isdigit() else str(int(value)) for text, value in zip(texts, values, strict=True)
+        odd = [
+            f"{value} in row {n}" for n, value in zip(numbers, values, strict=True) if not value.is_integer()
         ]
+        if odd:
+            raise ValueError(f"{where} has the labels {_some(odd)}; expected whole numbers or names")
+        texts = [t if t.isdigit() else str(int(value)) for t, value in zip(texts, values, strict=True)]
         class_names = sorted(set(texts), key=lambda text: (int(text), text))
     plain = Counter(map(str.casefold, class_names))
     if alike := [name for name in class_names if plain[name.casefold()] > 1]:
         warnings.warn(f"{where}: {_some(alike)} are taken as different classes", stacklevel=5)
     places = {name: place for place, name in enumerate(class_names)}
-    return np.array([places[text] for text in texts], np.int64), class_names
+    return np.array(list(map(places.__getitem__, texts)), np.int64), class_names

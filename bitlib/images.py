@@ -7,6 +7,7 @@ antialiased unless the card says so), and scaled last.
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import operator
 import os
@@ -125,9 +126,8 @@ def file_size(path: Path) -> int:
     try:
         status = path.stat()
     except (OSError, ValueError):
-        raise FileNotFoundError(
-            f"{str(path)[:500]}: no such file, expected a picture or a folder of pictures"
-        ) from None
+        expected = "expected a picture or a folder of pictures"
+        raise FileNotFoundError(f"{str(path)[:500]}: no such file, {expected}") from None
     if stat.S_ISDIR(status.st_mode):
         raise ValueError(f"{path}: a folder, expected a picture; bitlib.images.files lists those in a folder")
     if not stat.S_ISREG(status.st_mode):  # a pipe or a device would never end
@@ -176,10 +176,8 @@ def _formats() -> tuple[str, ...]:
     """`FORMATS`, as far as this Pillow has them; and HEIF, if pillow-heif is installed."""
     from PIL import Image
 
-    with suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
+    with suppress(ImportError):  # no dependency of ours: it is there if somebody wants it
+        importlib.import_module("pillow_heif").register_heif_opener()
     Image.init()
     return tuple(name for name in ("HEIF", *FORMATS) if name in Image.OPEN)
 
@@ -329,10 +327,9 @@ def pixels(side: int, name: str) -> int:
         number = operator.index(side)
     except TypeError:
         raise ValueError(f"{name}: expected a whole number of pixels, received {side!r}") from None
-    if not 32 <= number <= MAX_PIXELS**0.5:
-        raise ValueError(
-            f"{name}: expected at least 32 pixels, at most {int(MAX_PIXELS**0.5)}, received {side}"
-        )
+    most = int(MAX_PIXELS**0.5)
+    if not 32 <= number <= most:
+        raise ValueError(f"{name}: expected at least 32 pixels, at most {most}, received {side}")
     return number
 
 
@@ -367,17 +364,13 @@ def _separate(sources) -> Iterable:
     """The pictures of a batch, one by one; a single one is a batch of one."""
     from PIL import Image
 
-    shape = tuple(sources.shape) if hasattr(sources, "__array__") else None
-    if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)):
+    shape = tuple(getattr(sources, "shape", (1,))) if hasattr(sources, "__array__") else (1,)
+    single = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
+    if single or len(shape) in (0, 2) or (len(shape) == 3 and shape[-1] in (1, 3, 4)):
         return [sources]
-    if shape is not None and (len(shape) in (0, 2) or (len(shape) == 3 and shape[-1] in (1, 3, 4))):
-        return [sources]
-    if shape is not None and len(shape) == 3 and shape[0] == 3:
-        warnings.warn(
-            f"sources: {shape} is taken for three grey pictures; of one whose channels come first, "
-            "expected array.transpose(1, 2, 0)",
-            stacklevel=3,
-        )
+    if len(shape) == 3 and shape[0] == 3:
+        hint = "of one whose channels come first, expected array.transpose(1, 2, 0)"
+        warnings.warn(f"sources: {shape} is taken for three grey pictures; {hint}", stacklevel=3)
     if not isinstance(sources, Iterable) or isinstance(sources, (Mapping, Set, io.IOBase)):
         raise ValueError(f"sources: expected a picture or a list of them, received {type(sources).__name__}")
     return sources
@@ -399,9 +392,8 @@ def files(folder: str | os.PathLike) -> list[Path]:
 def directory(path: str | os.PathLike) -> Path:
     """A folder that exists, its `~` expanded. Raises: FileNotFoundError."""
     if not isinstance(path, (str, os.PathLike)) or not os.path.isdir(folder := os.path.expanduser(path)):
-        raise FileNotFoundError(
-            f"{str(path)[:500]}: no such folder, expected a picture or a folder of pictures"
-        )
+        expected = "expected a picture or a folder of pictures"
+        raise FileNotFoundError(f"{str(path)[:500]}: no such folder, {expected}")
     return Path(folder)
 
 
@@ -412,22 +404,18 @@ def listed(folder: Path) -> tuple[list[Path], list[Path]]:
         ValueError: the folder cannot be listed.
     """
     with _failing_as(f"{folder}: cannot be listed"), os.scandir(folder) as entries:
-        found = sorted(
-            (entry for entry in entries if not _SYSTEMS.fullmatch(entry.name)), key=lambda e: e.path
-        )
-        kinds = [entry.is_dir() for entry in found]
-    paths = [Path(entry) for entry in found]
-    folders = [path for path, is_folder in zip(paths, kinds, strict=True) if is_folder]
-    return folders, [path for path, is_folder in zip(paths, kinds, strict=True) if not is_folder]
+        is_folder = {Path(entry): entry.is_dir() for entry in entries if not _SYSTEMS.fullmatch(entry.name)}
+    found = sorted(is_folder)
+    return [path for path in found if is_folder[path]], [path for path in found if not is_folder[path]]
 
 
 def walk(folder: Path) -> list[Path]:
     """Every file that `listed` gives in a folder and those below it, sorted by path.
 
-    Links are followed; a folder that several lead to is taken once, and a circle does no harm.
+    Links are followed, but not to folders that this one is in; one that several lead to is taken once.
     """
     found: list[Path] = []
-    waiting, seen = [folder], set()
+    waiting, seen = [folder], {os.path.realpath(parent) for parent in folder.absolute().parents}
     while waiting:
         place = waiting.pop()
         if (real := os.path.realpath(place)) not in seen:

@@ -349,8 +349,10 @@ class TestBatch:
         with pytest.raises(ValueError, match="at least one"):
             images.batch([], card)
 
-    @pytest.mark.parametrize("kind", ["str", "Path", "bytes", "bytearray", "memoryview", "PIL", "rgb", "rgba", "grey",
-                                      "grey1", "tensor"])  # fmt: skip
+    @pytest.mark.parametrize(
+        "kind",
+        ["str", "Path", "bytes", "bytearray", "memoryview", "PIL", "rgb", "rgba", "grey", "grey1", "tensor"],
+    )
     def test_one_picture_is_a_batch_of_one(self, tmp_path, photo, kind):
         image = Image.fromarray(photo[:50, :60])
         array = np.asarray(image)
@@ -402,7 +404,7 @@ class TestBatch:
             (np.full((40, 40, 3), np.nan), r"^array: expected floats in \[0, 1\], received nan to nan$"),
             (np.full((40, 40, 3), np.inf), r"^array: expected floats in \[0, 1\], received inf to inf$"),
             (np.linspace(-2, 2, 4800).reshape(40, 40, 3), r"^array: .*received -2 to 2$"),
-            (np.zeros((40, 40, 3), int), "^array: expected dtype uint8, uint16, bool or float, received int64"),
+            (np.zeros((40, 40, 3), int), "^array: expected dtype uint8, .*or float, received int64"),
             (np.array([["a", "b"]]), r"^array: expected dtype uint8, .* received <U1"),
         ],
     )  # fmt: skip
