@@ -214,25 +214,22 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _from_pil(image, name: str) -> np.ndarray:
-    from PIL import Image
-
     _check_size(image.size, name)
-    with _failing_as(f"{name}: corrupt or truncated picture"):
+    corrupt = f"{name}: corrupt or truncated picture"
+    with _failing_as(corrupt):
         image.load()
         orientation = image.getexif().get(_ORIENTATION)
-        if image.mode in ("RGBA", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
-            paper, image = Image.new("RGB", image.size, "white"), image.convert("RGBA")
-            paper.paste(image, mask=image)
-            image = paper
-        elif image.mode not in ("RGB", "L", "I", "F") and not image.mode.startswith("I;16"):
-            image = image.convert("RGB")
-        levels = np.array(image)  # Pillow's own conversion would clip more than 8 bits of grey at 255
-    if levels.dtype.kind == "i":
+    width, height = image.size
+    picture = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        with _failing_as(corrupt):
+            levels = _levels(image.crop((0, top, width, min(top + rows, height))))
         low, high = levels.min(), levels.max()
-        if low < 0 or high > 65535:
+        if levels.dtype.kind == "i" and (low < 0 or high > 65535):
             raise ValueError(f"{name}: grey levels from {low} to {high}, expected [0, 65535]")
-        levels = levels.astype(np.uint16)
-    picture = levels if levels.ndim == 3 else _from_array(levels, name)
+        levels = levels.astype(np.uint16) if levels.dtype.kind == "i" else levels
+        picture[top : top + rows] = _rgb(levels.reshape(*levels.shape[:2], -1), name)
     if orientation in (5, 6, 7, 8):
         picture = picture.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -240,6 +237,18 @@ def _from_pil(image, name: str) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         picture = picture[:, ::-1]
     return np.ascontiguousarray(picture)
+
+
+def _levels(image) -> np.ndarray:
+    """A PIL image of any mode as levels: grey `[h, w]` where it has more than 8 bits, or RGB `[h, w, 3]`."""
+    from PIL import Image
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return np.asarray(image)  # Pillow's own conversion would clip these at 255
+    if image.mode in ("RGBA", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 def _from_array(array: np.ndarray, name: str) -> np.ndarray:

@@ -55,6 +55,19 @@ class TestRead:
         assert at_once.shape == photo.shape
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "F", "CMYK"])
+    def test_large_pictures_are_converted_in_bands(self, photo, monkeypatch, mode):
+        grey = np.asarray(Image.fromarray(photo).convert("L"))
+        image = {
+            "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
+            "F": lambda: Image.fromarray(grey / np.float32(255)),
+        }.get(mode, lambda: Image.fromarray(photo).convert(mode))()
+        image.getexif()[0x0112] = 6
+        whole = images.read(image)
+        monkeypatch.setattr(images, "_BAND", 10_000)
+        np.testing.assert_array_equal(images.read(image), whole)
+        assert whole.shape == (640, 427, 3)
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "F", "CMYK"])
     def test_every_mode_is_turned(self, photo, mode):
         grey = np.asarray(Image.fromarray(photo).convert("L"))
         image = {
