@@ -9,16 +9,17 @@ A labelled set is three things everywhere here: the pictures (a sequence of what
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitlib import images, tasks
+from bitlib import folders, images, tasks
+from bitlib.folders import folder, table
 from bitlib.glyphs import (  # the old address of some of these
     GLYPH_SIZE,
     TRAINING_FONTS,
@@ -32,19 +33,20 @@ from bitlib.glyphs import (  # the old address of some of these
     glyph_pictures,
     glyphs_by_class,
     render_glyph,
-)
+)  # fmt: skip
 from bitlib.tfdatasets import builder_of, stream, tfds
 
 __all__ = [
     "GLYPH_SIZE", "TRAINING_FONTS", "UNSEEN_STYLES", "UNSEEN_TYPEFACES", "augment_glyphs", "digits",
     "digits_by_class", "draw", "folder", "font_characters", "font_path", "glyph_classes", "glyph_masks",
     "glyph_pictures", "glyphs_by_class", "labelled", "photographs", "pipeline", "render_glyph",
-    "splits", "stream", "tfds",
+    "splits", "stream", "table", "tfds",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     import tensorflow as tf
     from numpy.typing import ArrayLike
+
 
 _LARGE = 12_000_000  # values of a picture that `pipeline` resizes before it lets the next be decoded
 
@@ -60,172 +62,237 @@ def digits_by_class() -> tuple[list[np.ndarray], np.ndarray, list[str]]:
     return list(pictures), labels, class_names
 
 
-def folder(path: str | os.PathLike, verify: bool = True) -> tuple[list[Path], np.ndarray, list[str]]:
-    """A folder with one subfolder of pictures a class, as a labelled set.
-
-    Args:
-        path: the folder.
-        verify: read every picture once, and leave out those that cannot be read, with a warning that
-            names them; without it, such a picture is an error when it is used.
-
-    Returns:
-        the pictures' paths, their labels int64 `[N]`, and the class names: those of the subfolders,
-        sorted.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no picture in it.
-        ValueError: pictures lie beside the subfolders, or fewer than two subfolders have pictures.
-
-    Warns:
-        UserWarning: some pictures cannot be read.
-    """
-    files = images.files(path)
-    owners = [file.relative_to(path).parts[0] for file in files]
-    loose = [file.name for file, owner in zip(files, owners, strict=True) if file.name == owner]
-    if loose:
-        raise ValueError(
-            f"path: {path} holds {loose[0]} beside its subfolders, expected one subfolder a class"
-        )
-    if verify:
-        files = _readable(files)
-        owners = [file.relative_to(path).parts[0] for file in files]
-    class_names = sorted(set(owners))
-    if len(class_names) < 2:
-        found = f"one class, {class_names[0]}" if class_names else "no picture that can be read"
-        raise ValueError(f"path: {path} has {found}; expected at least two subfolders of pictures")
-    return files, np.array([class_names.index(owner) for owner in owners]), class_names
-
-
-def _readable(files: Sequence[Path]) -> list[Path]:
-    """The files that can be read as pictures; a warning tells of the others."""
-
-    def trouble(file: Path) -> str | None:
-        try:
-            images.read(file)
-        except (ValueError, OSError) as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        troubles = list(pool.map(trouble, files))
-    told = [text for text in troubles if text]
-    if told:
-        more = f"\n… and {len(told) - 10} more" if len(told) > 10 else ""
-        warnings.warn(
-            f"{len(told)} of {len(files)} pictures cannot be read and are left out:\n"
-            + "\n".join(told[:10])
-            + more,
-            stacklevel=3,
-        )
-    return [file for file, text in zip(files, troubles, strict=True) if not text]
-
-
 def labelled(
-    name: str | os.PathLike, data_dir: str | os.PathLike | None = None
+    name: Any, data_dir: str | os.PathLike | None = None, columns: Mapping[str, str] | None = None
 ) -> tuple[Sequence, np.ndarray, list[str]]:
     """A labelled set by any name.
 
     Args:
         name: one of `bitlib.tasks.TASKS` (`digits`, `mnist`, `counting`, …), which installed packages carry;
-            `glyphs`; a folder with one subfolder of pictures a class; or a name of TFDS. Where a name is
-            both, `data_dir` or a version (`mnist:3.0.1`) asks for TFDS.
-        data_dir: of TFDS, as `tfds` takes it.
+            `glyphs`; a folder with one subfolder of pictures a class; a table, as `table` takes it; or a name
+            of TFDS, with `/config` and `:version` if wanted. A folder of the name of a built-in set is meant
+            by `./name`; where a name is TFDS' too, `data_dir` or a version (`mnist:3.0.1`) asks for TFDS.
+        data_dir: of TFDS, as `tfds` takes it; of a table, its `root`.
+        columns: of a table, as `table` takes them.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: as `folder`, `tfds` or the task, whichever it is.
+        FileNotFoundError, ImportError, ValueError: as `folder`, `table`, `tfds` or the task, whichever it is;
+            or `name` is none of these.
+
+    Warns:
+        UserWarning: as `folder` and `table`; or there is a folder of the name of the built-in set.
     """
-    if name in tasks.TASKS and not data_dir:
-        pictures, labels, class_names = tasks.TASKS[str(name)]()
+    if folders.is_table(name):
+        return table(name, columns, data_dir)
+    if _is_built_in(name, data_dir):
+        if os.path.isdir(name):
+            warnings.warn(
+                f"name: {name!r} is the built-in set, not the folder; that is './{name}'", stacklevel=2
+            )
+        if name == "glyphs":
+            return glyphs_by_class()
+        pictures, labels, class_names = tasks.TASKS[name]()
         return list(pictures), labels, class_names
-    if name == "glyphs":
-        return glyphs_by_class()
     if _is_folder(name, data_dir):
         return folder(name)
-    return tfds(str(name), data_dir=data_dir)
+    with _unknown(name):
+        return tfds(name, data_dir=data_dir)
 
 
 Part = tuple[Sequence, np.ndarray]
 
 
 def splits(
-    name: str | os.PathLike,
+    name: Any,
     data_dir: str | os.PathLike | None = None,
     shots: int = 0,
     num_test: int | None = None,
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[Part, Part, list[str]]:
-    """What to learn from and what to test on: the splits of a data set where it has its own, else drawn.
+    """Pictures to learn from and to test on: the splits of a data set where it has its own, else drawn.
 
-    A data set of TFDS has its own if it has `train` and `test` (or `validation`); a folder, if it has the
-    subfolders `train` and `test` (or `validation`, or `val`), each with one subfolder of pictures a class.
+    A data set of TFDS has its own if it has `train` and `test` (or `validation`); a folder, if it has
+    subfolders that are called so (`bitlib.folders.SPLITS`: `Train`, `val`, `seg_train`, …), each with one
+    subfolder of pictures a class; a table, if it has a column of them. Of three, the test split is tested on,
+    and the validation split is not used.
 
     Args:
-        name, data_dir: as of `labelled`.
+        name, data_dir, columns: as of `labelled`.
         shots: examples of each class to learn from, drawn by `draw`; 0 for all.
         num_test: examples to test on, at most; None for all that are not learnt from. Where all are to be
-            learnt from and there are no splits, a third is set aside, at most.
+            learnt from and there are no splits, a third is set aside, at most: of each class with two
+            pictures or more at least one, and not all.
         seed: of what is drawn.
 
     Returns:
         pictures and labels int64 `[N]` to learn from; the same to test on; class names.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: as `labelled` and `draw`; or the two splits of a folder
-            have other classes.
+        FileNotFoundError, ImportError, ValueError: as `labelled` and `draw`; or there are classes to test on
+            that are not to learn from, or `num_test` is less than one of each class.
+
+    Warns:
+        UserWarning: as `labelled`; or no picture of a class is to test on.
     """
-    own = _own_splits(name, data_dir)
-    if own is None:
-        return drawn_splits(labelled(name, data_dir), shots, num_test, seed)
+    own = _parts(name, data_dir, columns)
+    if len(own) == 1:
+        return drawn_splits(own[0], shots, num_test, seed)
     (pictures, labels, class_names), (test_pictures, test_labels, test_names) = own
-    check_same_classes(name, class_names, test_names)
-    if shots:
+    test_labels = as_learnt(name, class_names, labels, test_names, test_labels)
+    if _counts(shots, "shots"):
         chosen = _first_of_each(labels, np.random.default_rng(seed).permutation(len(labels)), shots)
         pictures, labels = [pictures[i] for i in chosen], labels[chosen]
-    if num_test:
+    if _counts(num_test, "num_test"):
         some = np.random.default_rng(seed).permutation(len(test_labels))[:num_test]
         test_pictures, test_labels = [test_pictures[i] for i in some], test_labels[some]
     return (pictures, labels), (test_pictures, test_labels), class_names
 
 
-def check_same_classes(name: str | os.PathLike, class_names: Sequence, test_names: Sequence) -> None:
-    """Raise ValueError unless the two splits of the data set `name` have the same classes, in one order."""
-    if class_names != test_names:
-        odd = ", ".join(sorted(set(class_names) ^ set(test_names))[:5])
+def _counts(number: int | None, name: str) -> int:
+    """A number of examples, 0 for None, checked. Raises: ValueError, which begins with `name`."""
+    try:
+        if (found := operator.index(number or 0)) >= 0:
+            return found
+    except TypeError:
+        pass
+    raise ValueError(f"{name}: expected a number of examples, 0 or more, received {number!r}")
+
+
+def as_learnt(
+    name: Any, class_names: list[str], labels: Iterable[int], test_names: list[str], test_labels: np.ndarray
+) -> np.ndarray:
+    """The labels of a test split as numbers among the class names of the training split, int64 `[N]`.
+
+    Raises:
+        ValueError: pictures to test on are of a class that none to learn from is of.
+
+    Warns:
+        UserWarning: it is the other way round.
+    """
+    learnt = {class_names[label] for label in set(labels)}
+    tested = {test_names[label] for label in set(test_labels)}
+    odd = ", ".join(sorted(learnt ^ tested)[:5])
+    if tested - learnt:
         raise ValueError(f"name: {name} has other classes to test on than to learn from: {odd}")
+    if odd:
+        warnings.warn(f"name: {name} has no pictures to test on of {odd}", stacklevel=3)
+    places = {name: place for place, name in enumerate(class_names)}
+    return np.array([places[test_names[label]] for label in test_labels], np.int64)
 
 
 def drawn_splits(
-    found: tuple[Sequence, np.ndarray, list[str]], shots: int, num_test: int | None, seed: int
+    found: tuple[Sequence, ArrayLike, list[str]], shots: int, num_test: int | None, seed: int
 ) -> tuple[Part, Part, list[str]]:
     """As `splits`, of a labelled set at hand, whatever it is."""
-    pictures, labels, class_names = found
-    if shots:
+    pictures, labels = paired(*found[:2])
+    rng = np.random.default_rng(seed)
+    if _counts(shots, "shots"):
+        _counts(num_test, "num_test")
         chosen, test = draw(labels, shots, seed=seed)
-        test = np.random.default_rng(seed).permutation(test)[:num_test]
+        test = rng.permutation(test)[: num_test or None]
     else:
-        order = np.random.default_rng(seed).permutation(len(labels))
-        test, chosen = np.split(order, [min(num_test or len(order), len(order) // 3)])
+        test, chosen = _stratified(labels, _counts(num_test, "num_test"), rng)
     parts = [([pictures[i] for i in part], labels[part]) for part in (chosen, test)]
-    return parts[0], parts[1], class_names
+    return parts[0], parts[1], found[2]
+
+
+def _stratified(labels: np.ndarray, num_test: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to test on, a third at most, and the others; each class with two examples is on both sides."""
+    order = rng.permutation(len(labels))
+    rank = np.ones(len(labels))  # by which examples are tested on, the lowest first; single ones never are
+    several = 0
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        if len(of_class) > 1:
+            rank[of_class] = np.linspace(0, 1, len(of_class))
+            several += 1
+    if 0 < num_test < several:
+        raise ValueError(f"num_test: expected at least {several}, one for each class, received {num_test}")
+    if not several:
+        raise ValueError("labels: each class has one picture; expected two, to learn from and to test on")
+    count = max(several, min(num_test or len(labels), len(labels) // 3, np.sum(rank < 1)))
+    tested = np.isin(order, order[np.argsort(rank[order], kind="stable")[:count]])
+    return order[tested], order[~tested]
+
+
+def _is_built_in(name, data_dir) -> bool:
+    return isinstance(name, str) and not data_dir and (name in tasks.TASKS or name == "glyphs")
 
 
 def _is_folder(name, data_dir) -> bool:
-    return isinstance(name, os.PathLike) or os.path.isdir(name) or (os.sep in name and not data_dir)
+    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
+        raise ValueError(
+            f"name: expected that of a data set, a folder, a CSV file or a DataFrame, received {name!r:.80}"
+        )
+    far = isinstance(name, os.PathLike) or name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
+    return far or os.path.isdir(name)
 
 
-def _own_splits(name, data_dir):
-    """The two labelled sets of a data set that has a training and a test split; None of another."""
-    if (name in tasks.TASKS and not data_dir) or name == "glyphs":
-        return None
-    if _is_folder(name, data_dir):
-        parts = [Path(name, part) for part in ("test", "validation", "val") if Path(name, part).is_dir()]
-        train = Path(name, "train")
-        return (folder(train), folder(parts[0])) if parts and train.is_dir() else None
-    known = builder_of(str(name), data_dir)[0].info.splits
-    test = next((part for part in ("test", "validation") if part in known), None)
-    if test is None or "train" not in known:
-        return None
-    return tfds(str(name), "train", data_dir), tfds(str(name), test, data_dir)
+@contextmanager
+def _unknown(name: str) -> Iterator[None]:
+    """Errors of TFDS on a name that it does not know say that it is nothing else either."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if not isinstance(error, ImportError) and "no data set" not in str(error):
+            raise
+        kind = FileNotFoundError if os.sep in name else type(error)
+        known = ", ".join([*tasks.TASKS, "glyphs"])
+        raise kind(
+            f"name: no such folder, {name!r}, nor one of the built-in sets {known}; {error}"
+        ) from error
+
+
+def _parts(name, data_dir, columns) -> Sequence[tuple[Sequence, np.ndarray, list[str]]]:
+    """The training and the test split of a data set that has them; of another the one labelled set."""
+    if folders.is_table(name):
+        return folders.table_parts(name, columns, data_dir)
+    if not _is_built_in(name, data_dir):
+        if _is_folder(name, data_dir):
+            return folders.parts(name)
+        with _unknown(name):
+            known = builder_of(name, data_dir)[0].info.splits
+        tests = [part for part in ("test", "validation") if part in known and "train" in known]
+        if tests:
+            return [tfds(name, part, data_dir) for part in ("train", tests[0])]
+    return [labelled(name, data_dir)]
+
+
+def paired(pictures: Sequence, labels: ArrayLike) -> tuple[Sequence, np.ndarray]:
+    """Pictures and their class numbers, checked: the columns of a table by position, whatever their index.
+
+    Args:
+        pictures: a sequence of what `bitlib.images.read` takes.
+        labels: one class number for each, from 0: integers of any type, or floats without a fraction, `[N]`.
+
+    Returns:
+        the pictures, and the labels as int64 `[N]`.
+
+    Raises:
+        ValueError: no pictures, not as many labels; labels that are names, missing, fractions or negative.
+    """
+    if hasattr(pictures, "iloc"):  # a column of pandas
+        pictures = list(pictures)
+    single = isinstance(pictures, (str, bytes, os.PathLike, Mapping, Set))
+    if single or not (hasattr(pictures, "__len__") and hasattr(pictures, "__getitem__")):
+        raise ValueError(f"pictures: expected a list of pictures, received {type(pictures).__name__}")
+    try:
+        given = np.asarray(labels)
+    except ValueError:  # of lists of several lengths
+        given = np.asarray(labels, object)
+    if given.shape != (len(pictures),) or not len(pictures):
+        found = len(given) if given.ndim == 1 else f"shape {given.shape}"
+        raise ValueError(f"labels: expected one for each of {len(pictures)} pictures, received {found}")
+    values = given.tolist()
+    numbers = np.array([value if isinstance(value, (int, float)) else np.nan for value in values], np.float64)
+    wrong = np.flatnonzero(~((numbers >= 0) & (numbers < 2**53) & (numbers == np.floor(numbers))))
+    if len(wrong):
+        raise ValueError(
+            f"labels: expected class numbers from 0, received {values[wrong[0]]!r} at position {wrong[0]}; "
+            "bitlib.datasets.table makes numbers of names"
+        )
+    return pictures, numbers.astype(np.int64)
 
 
 def draw(
@@ -249,7 +316,7 @@ def draw(
         ValueError: a class has fewer than `shots` examples left, or nothing is left to test on.
     """
     labels = np.asarray(labels)
-    if shots < 1:
+    if _counts(shots, "shots") < 1:
         raise ValueError(f"shots: expected at least 1 example of each class, received {shots}")
     if num_test is not None and not 1 <= num_test < len(labels):
         raise ValueError(f"num_test: expected 1 to {len(labels) - 1}, received {num_test}")
@@ -310,8 +377,7 @@ def pipeline(
     """A labelled set as `tf.data`, decoded in parallel as it is read.
 
     Args:
-        pictures: as of a labelled set.
-        labels: int `[N]`.
+        pictures, labels: as `paired` takes them.
         size: height and width to resize to, bilinearly, in pixels; None to leave them as they are. With a
             size, memory is bounded whatever the pictures are (`bitlib.images.MAX_PIXELS`); without, there
             are as many of them in memory as TensorFlow has threads.
@@ -322,14 +388,12 @@ def pipeline(
         example once, in the same order each time.
 
     Raises:
-        ValueError: there are not as many labels as pictures, or none at all. A picture that cannot be
-            read is an error of TensorFlow's when it is reached, and names the file.
+        ValueError: as `paired`. A picture that cannot be read is an error of TensorFlow's when it is
+            reached, and names the file.
     """
     import tensorflow as tf
 
-    labels = np.asarray(labels, np.int64)
-    if len(pictures) != len(labels) or not len(labels):
-        raise ValueError(f"labels: expected one for each of {len(pictures)} pictures, received {len(labels)}")
+    pictures, labels = paired(pictures, labels)
     order = np.arange(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels))
 
     load = loader(lambda index: pictures[index], size)

@@ -6,13 +6,17 @@ antialiased unless the card says so), and scaled last.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
+import operator
 import os
+import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +30,16 @@ if TYPE_CHECKING:
 
     Picture = str | os.PathLike | bytes | Image | ArrayLike
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
-"""What is opened, whatever the file is called: what cameras, scanners and browsers write, each decoded inside
-this process by a library that many use. Pillow knows thirty more; some start programs, as PostScript does."""
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "AVIF", "WEBP")
+"""The formats that are opened, by content, whatever the file is called: those of cameras, scanners, browsers
+and data sets, each decoded inside this process by a library that many use. AVIF needs Pillow 11.3. HEIC is
+opened where pillow-heif is installed. Pillow knows thirty more; some start programs, as PostScript does."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
-"""What `files` looks for in a folder, in any case."""
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".webp", ".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""A file that is called so, in any case, is meant as a picture; of others the first bytes decide."""
 
 MAX_PIXELS = 100_000_000
 """Pictures larger than this, in pixels, are refused before they are decoded. Of smaller ones, so many are
@@ -40,31 +48,25 @@ decoded side by side as have this many pixels together."""
 MAX_BYTES = 10 * MAX_PIXELS
 """Larger files are refused too: 16 bits of red, green, blue and alpha for each pixel, and metadata."""
 
-_BAND = 1 << 20  # pixels converted at a time, so that no second picture is in memory
+_BAND = 1 << 20  # pixels of an array converted at a time, so that no second picture is in memory
 _ORIENTATION = 0x0112  # a tag of EXIF
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
+# What operating systems, network disks and editors leave in folders.
+_SYSTEMS = re.compile(
+    r"[.@].*|~\$.*|.*~|__macosx|__pycache__|(eh)?thumbs(_vista)?\.db.*|desktop\.ini|picasa\.ini|icon\r"
+    r"|recycler|\$recycle\.bin|#recycle|#snapshot|lost\+found|system volume information"
+    r"|network trash folder|temporary items",
+    re.IGNORECASE | re.DOTALL,
+)
+_HEIC = rb".{4}ftyp(hei|hev|mif|msf)"
+_SIGNATURES = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi|" + _HEIC, re.DOTALL
+)
 
-class _Room:
-    """Room for pixels: whoever enters waits until there is enough, or nobody else is inside."""
-
-    def __init__(self):
-        self.changed = threading.Condition()
-        self.inside = 0
-
-    def enter(self, pixels: int) -> None:
-        with self.changed:
-            self.changed.wait_for(lambda: not self.inside or self.inside + pixels <= MAX_PIXELS)
-            self.inside += pixels
-
-    def leave(self, pixels: int) -> None:
-        with self.changed:
-            self.inside -= pixels
-            self.changed.notify_all()
-
-
-_ROOM = _Room()
-_DOOR = threading.Lock()  # held while waiting for room too: a large picture has its turn
+_PARTS = 64
+_ROOM = threading.BoundedSemaphore(_PARTS)  # a picture takes as many parts of it as it has of MAX_PIXELS
+_DOOR = threading.Lock()  # held while waiting for parts: a large picture has its turn, and two never deadlock
 
 
 def read(source: Picture) -> np.ndarray:
@@ -97,32 +99,35 @@ def decoded(source: Picture) -> Iterator[np.ndarray]:
     """
     from PIL import Image
 
-    if isinstance(source, (bytes, bytearray)):
+    if isinstance(source, Image.Image):
+        yield _from_pil(source, "image")
+    elif isinstance(source, (bytes, bytearray, memoryview)):
         with _decoded(io.BytesIO(source), f"{len(source)} bytes", len(source)) as picture:
             yield picture
     elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        size = _size(path)
+        path = Path(os.path.expanduser(source))
+        size = file_size(path)
         with _failing_as(f"{path}: cannot be read"):
             file = path.open("rb")
         with file, _decoded(file, str(path), size) as picture:
             yield picture
-    elif isinstance(source, Image.Image):
-        yield _from_pil(source, "image")
     elif hasattr(source, "__array__"):
-        yield _from_array(np.asarray(source), "array")
+        with _failing_as("array: cannot be read"):
+            array = np.asarray(source)
+        yield _from_array(array, "array")
     else:
         raise ValueError(
             f"source: expected a path, bytes, a PIL image or an array, received {type(source).__name__}"
         )
 
 
-def _size(path: Path) -> int:
-    """The size of a file in bytes, if it is one."""
+def file_size(path: Path) -> int:
+    """The size of a file in bytes. Raises: FileNotFoundError; ValueError of a folder, a pipe or a device."""
     try:
         status = path.stat()
     except (OSError, ValueError):
-        raise FileNotFoundError(f"{path}: no such file, expected a picture or a folder of pictures") from None
+        expected = "expected a picture or a folder of pictures"
+        raise FileNotFoundError(f"{str(path)[:500]}: no such file, {expected}") from None
     if stat.S_ISDIR(status.st_mode):
         raise ValueError(f"{path}: a folder, expected a picture; bitlib.images.files lists those in a folder")
     if not stat.S_ISREG(status.st_mode):  # a pipe or a device would never end
@@ -132,7 +137,7 @@ def _size(path: Path) -> int:
 
 @contextmanager
 def _failing_as(trouble: str) -> Iterator[None]:
-    """Whatever fails in the body is a ValueError that begins so: decoders raise most of Python's errors."""
+    """Any failure in the body becomes a ValueError that begins so: decoders raise most of Python's errors."""
     try:
         yield
     except Exception as error:
@@ -155,13 +160,26 @@ def _decoded(file, name: str, size: int) -> Iterator[np.ndarray]:
         if tile > MAX_PIXELS:
             raise ValueError(f"{name}: tiles of {tile:,} pixels, the limit is {MAX_PIXELS:,}")
         pixels = max(image.width * image.height, tile, size // 4)
-        _ROOM.enter(pixels)
+        parts = min(_PARTS, 1 + _PARTS * pixels // (MAX_PIXELS + 1))
+        for _ in range(parts):
+            _ROOM.acquire()
     try:
         picture = _from_pil(image, name)
         image.close()
         yield picture
     finally:
-        _ROOM.leave(pixels)
+        _ROOM.release(parts)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """`FORMATS`, as far as this Pillow has them; and HEIF, if pillow-heif is installed."""
+    from PIL import Image
+
+    with suppress(ImportError):  # no dependency of ours: it is there if somebody wants it
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(name for name in ("HEIF", *FORMATS) if name in Image.OPEN)
 
 
 def _opened(file, name: str):
@@ -169,15 +187,19 @@ def _opened(file, name: str):
 
     # In smaller blocks than 32 MiB, the memory of a picture would stay with its thread when it is freed.
     Image.core.set_block_size(64 << 20)
+    formats = _formats()
     try:
         with _failing_as(f"{name}: corrupt or truncated picture"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file, formats=FORMATS)
+            warnings.simplefilter("ignore")  # of a bomb, which is refused below, and of a missing decoder
+            return Image.open(file, formats=formats)
     except ValueError as error:
         if isinstance(error.__cause__, UnidentifiedImageError):
-            raise ValueError(
-                f"{name}: not a picture, expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-            ) from None
+            file.seek(0)
+            if re.match(_HEIC, file.read(16), re.DOTALL):
+                reason = "HEIC, which Pillow cannot read; pip install pillow-heif, or convert it to JPEG"
+            else:
+                reason = f"not a picture, expected {', '.join(formats[:-1])} or {formats[-1]}"
+            raise ValueError(f"{name}: {reason}") from None
         if isinstance(error.__cause__, Image.DecompressionBombError):
             raise ValueError(f"{name}: too large, the limit is {MAX_PIXELS:,} pixels") from None
         raise
@@ -192,59 +214,51 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _from_pil(image, name: str) -> np.ndarray:
-    corrupt = f"{name}: corrupt or truncated picture"
     _check_size(image.size, name)
+    corrupt = f"{name}: corrupt or truncated picture"
     with _failing_as(corrupt):
         image.load()
         orientation = image.getexif().get(_ORIENTATION)
-        width, height = image.size
-        turned = orientation in (5, 6, 7, 8)
-        picture = np.empty((width, height, 3) if turned else (height, width, 3), np.uint8)
-    stored = picture  # the same memory, its rows and columns as they are in the file
-    if orientation in (3, 4, 7, 8):
-        stored = stored[::-1]
-    if orientation in (2, 3, 6, 7):
-        stored = stored[:, ::-1]
-    if turned:
-        stored = stored.swapaxes(0, 1)
+    width, height = image.size
+    picture = np.empty((height, width, 3), np.uint8)
     rows = max(1, _BAND // width)
     for top in range(0, height, rows):
-        bottom = min(top + rows, height)
         with _failing_as(corrupt):
-            band = _levels(image if rows >= height else image.crop((0, top, width, bottom)))
-        if band.dtype.kind in "iu" and band.dtype != np.uint8:
-            band = _as_uint16(band, name)
-        stored[top:bottom] = _rgb(band, name)
-    return picture
+            levels = _levels(image.crop((0, top, width, min(top + rows, height))))
+        low, high = levels.min(), levels.max()
+        if levels.dtype.kind == "i" and (low < 0 or high > 65535):
+            raise ValueError(f"{name}: grey levels from {low} to {high}, expected [0, 65535]")
+        levels = levels.astype(np.uint16) if levels.dtype.kind == "i" else levels
+        picture[top : top + rows] = _rgb(levels.reshape(*levels.shape[:2], -1), name)
+    if orientation in (5, 6, 7, 8):
+        picture = picture.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        picture = picture[::-1]
+    if orientation in (2, 3, 6, 7):
+        picture = picture[:, ::-1]
+    return np.ascontiguousarray(picture)
 
 
 def _levels(image) -> np.ndarray:
-    """A PIL image of any mode as levels for `_rgb`: grey where it has more than 8 bits, else RGB."""
+    """A PIL image of any mode as levels: grey `[h, w]` where it has more than 8 bits, or RGB `[h, w, 3]`."""
     from PIL import Image
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return np.asarray(image)[..., None]  # Pillow's own conversion would clip these at 255
-    if image.mode == "PA" or "transparency" in image.info or image.mode in ("LA", "La", "RGBa"):
+        return np.asarray(image)  # Pillow's own conversion would clip these at 255
+    if image.mode in ("RGBA", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
-
-
-def _as_uint16(levels: np.ndarray, name: str) -> np.ndarray:
-    """The integers that Pillow holds grey levels of more than 8 bits in."""
-    low, high = levels.min(), levels.max()
-    if low < 0 or high > 65535:
-        raise ValueError(f"{name}: grey levels from {low} to {high}, expected [0, 65535]")
-    return levels.astype(np.uint16)
 
 
 def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
+        first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
         raise ValueError(
             f"{name}: expected shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], received {array.shape}"
+            + "; channels come last: array.transpose(1, 2, 0)" * first
         )
     height, width = array.shape[:2]
     _check_size((width, height), name)
@@ -265,8 +279,9 @@ def _rgb(levels: np.ndarray, name: str) -> np.ndarray:
     elif levels.dtype.kind == "f":
         low, high = float(levels.min()), float(levels.max())
         if not (low >= 0 and high <= 1):
-            hint = "divide by 255, or pass uint8" if high > 1 else "add 1 and halve"
-            raise ValueError(f"{name}: expected floats in [0, 1], received {low:.4g} to {high:.4g}; {hint}")
+            hint = "; divide by 255, or pass uint8" if low >= 0 and 1 < high <= 255 else ""
+            hint = "; add 1 and halve" if -1 <= low < 0 and high <= 1 else hint  # nothing helps NaN
+            raise ValueError(f"{name}: expected floats in [0, 1], received {low:.4g} to {high:.4g}{hint}")
     else:
         raise ValueError(f"{name}: expected dtype uint8, uint16, bool or float, received {levels.dtype}")
     if levels.shape[-1] == 4:
@@ -296,9 +311,8 @@ def prepare(
     """
     import tensorflow as tf
 
-    if resolution < 32:
-        raise ValueError(f"resolution: expected at least 32 pixels, received {resolution}")
-    if short_side is not None and short_side < resolution:
+    resolution = pixels(resolution, "resolution")
+    if short_side is not None and pixels(short_side, "short_side") < resolution:
         raise ValueError(f"short_side: expected at least the resolution, {resolution}, received {short_side}")
     with decoded(source) as image:
         size = (resolution, resolution)
@@ -316,42 +330,115 @@ def prepare(
     return (image / 127.5 - 1).astype(np.float32)
 
 
-def batch(sources: Iterable[Picture], card: Card, resolution: int | None = None) -> np.ndarray:
+def pixels(side: int, name: str) -> int:
+    """A side of a picture for a network, checked. Raises: ValueError, which begins with `name`."""
+    try:
+        number = operator.index(side)
+    except TypeError:
+        raise ValueError(f"{name}: expected a whole number of pixels, received {side!r}") from None
+    most = int(MAX_PIXELS**0.5)
+    if not 32 <= number <= most:
+        raise ValueError(f"{name}: expected at least 32 pixels, at most {most}, received {side}")
+    return number
+
+
+def batch(sources: Iterable[Picture] | Picture, card: Card, resolution: int | None = None) -> np.ndarray:
     """Read pictures into one batch, preprocessed as a model's card says.
 
     Args:
-        sources: any iterable of what `read` takes.
-        card: of `bitlib.zoo.card`; tells resolution, crop and antialiasing.
+        sources: any iterable of what `read` takes; or one picture, for a batch of one. An array
+            `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]` is one picture; `[N, H, W]` are N grey ones.
+        card: of `bitlib.zoo.card` or of a model; tells resolution, crop and antialiasing.
         resolution: overrides the card's; a crop's short side is scaled along.
 
     Returns:
         float32 `[N, resolution, resolution, 3]` in [-1, 1].
 
     Raises:
-        ValueError: as `prepare`; or there are no pictures.
+        ValueError: as `prepare`; there are no pictures, or it is not said in which order; or `card` is none.
     """
-    size = resolution or card.resolution
+    card = getattr(card, "card", card)  # a model's or a source's
+    if not isinstance(card, Card):
+        kind = type(card).__name__
+        raise ValueError(f"card: expected model.card or bitlib.zoo.card(name), received {kind}")
+    size = card.resolution if resolution is None else pixels(resolution, "resolution")
     short_side = card.short_side and round(card.short_side * size / card.resolution)
-    images = [prepare(source, size, short_side, card.antialias) for source in sources]
+    images = [prepare(source, size, short_side, card.antialias) for source in _separate(sources)]
     if not images:
         raise ValueError("sources: expected at least one picture, received none")
     return np.stack(images)
 
 
+def _separate(sources) -> Iterable:
+    """The pictures of a batch, one by one; a single one is a batch of one."""
+    from PIL import Image
+
+    shape = tuple(getattr(sources, "shape", (1,))) if hasattr(sources, "__array__") else (1,)
+    single = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
+    if single or len(shape) in (0, 2) or (len(shape) == 3 and shape[-1] in (1, 3, 4)):
+        return [sources]
+    if len(shape) == 3 and shape[0] == 3:
+        hint = "of one whose channels come first, expected array.transpose(1, 2, 0)"
+        warnings.warn(f"sources: {shape} is taken for three grey pictures; {hint}", stacklevel=3)
+    if not isinstance(sources, Iterable) or isinstance(sources, (Mapping, Set, io.IOBase)):
+        raise ValueError(f"sources: expected a picture or a list of them, received {type(sources).__name__}")
+    return sources
+
+
 def files(folder: str | os.PathLike) -> list[Path]:
-    """The pictures in a folder and those below it, by their suffix, sorted by path.
+    """The pictures in a folder and those below it, sorted by path; see `walk` and `is_picture`.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or holds no file with a suffix of `SUFFIXES`.
+        FileNotFoundError: the folder does not exist, or holds no pictures.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder, expected a picture or a folder of pictures")
-    found = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir()
-    )
+    root = directory(folder)
+    found = [path for path in walk(root) if is_picture(path)]
     if not found:
-        raise FileNotFoundError(
-            f"{folder}: holds no pictures, expected files ending in {', '.join(SUFFIXES)}"
-        )
+        raise FileNotFoundError(f"{root}: holds no pictures, expected files such as {', '.join(FORMATS)}")
     return found
+
+
+def directory(path: str | os.PathLike) -> Path:
+    """A folder that exists, its `~` expanded. Raises: FileNotFoundError."""
+    if not isinstance(path, (str, os.PathLike)) or not os.path.isdir(folder := os.path.expanduser(path)):
+        expected = "expected a picture or a folder of pictures"
+        raise FileNotFoundError(f"{str(path)[:500]}: no such folder, {expected}")
+    return Path(folder)
+
+
+def listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The subfolders and the files of a folder, each sorted, without those that systems and programs leave.
+
+    Raises:
+        ValueError: the folder cannot be listed.
+    """
+    with _failing_as(f"{folder}: cannot be listed"), os.scandir(folder) as entries:
+        is_folder = {Path(entry): entry.is_dir() for entry in entries if not _SYSTEMS.fullmatch(entry.name)}
+    found = sorted(is_folder)
+    return [path for path in found if is_folder[path]], [path for path in found if not is_folder[path]]
+
+
+def walk(folder: Path) -> list[Path]:
+    """Every file that `listed` gives in a folder and those below it, sorted by path.
+
+    Links are followed, but not to folders that this one is in; one that several lead to is taken once.
+    """
+    found: list[Path] = []
+    waiting, seen = [folder], {os.path.realpath(parent) for parent in folder.absolute().parents}
+    while waiting:
+        place = waiting.pop()
+        if (real := os.path.realpath(place)) not in seen:
+            seen.add(real)
+            folders, files = listed(place)
+            waiting += reversed(folders)
+            found += files
+    return sorted(found)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is meant as a picture: its suffix or its first bytes are those of one."""
+    if path.suffix.lower() in SUFFIXES or not path.is_file():
+        return path.suffix.lower() in SUFFIXES
+    with suppress(OSError), path.open("rb") as file:
+        return bool(_SIGNATURES.match(file.read(16)))
+    return False

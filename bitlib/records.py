@@ -95,10 +95,11 @@ def find(folder: str | os.PathLike) -> Records:
     Raises:
         FileNotFoundError: it is none.
     """
-    index = Path(folder, INDEX)
+    folder = Path(os.path.expanduser(folder))
+    index = folder / INDEX
     if not index.is_file():
         raise FileNotFoundError(f"folder: {folder} has no {INDEX}, expected one that records.write wrote")
-    return Records(Path(folder), **json.loads(index.read_text("utf-8")))
+    return Records(folder, **json.loads(index.read_text("utf-8")))
 
 
 def write(
@@ -122,20 +123,17 @@ def write(
         What was written.
 
     Raises:
-        ValueError: there are fewer pictures than files, not as many labels as pictures, or a label without a
+        ValueError: as `bitlib.datasets.paired`; there are fewer pictures than files, or a label without a
             name; or a picture that is not in a file cannot be read.
         FileExistsError: `folder` holds something else.
     """
-    labels = np.asarray(labels, np.int64)
-    if len(pictures) != len(labels):
-        raise ValueError(f"labels: expected one for each of {len(pictures)} pictures, received {len(labels)}")
-    if not len(labels) or not 0 <= labels.min() <= labels.max() < len(class_names):
-        raise ValueError(
-            f"labels: expected 0 to {len(class_names) - 1}, as there are {len(class_names)} names"
-        )
+    pictures, labels = datasets.paired(pictures, labels)
+    if isinstance(class_names, str) or labels.max() >= len(class_names):
+        expected = f"expected 0 to {len(class_names) - 1}, as there are {len(class_names)} names"
+        raise ValueError(f"labels: {expected} in class_names; received {labels.min()} to {labels.max()}")
     if not 1 <= files <= len(labels):
         raise ValueError(f"files: expected 1 to {len(labels)}, the number of pictures, received {files}")
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     parts = [np.random.default_rng(seed).permutation(len(labels))[number::files] for number in range(files)]
     with replacing(folder, unless=_holds_others) as temporary:
@@ -159,7 +157,8 @@ def _holds_others(folder: Path) -> str | None:
 
 def _example(picture, label: int) -> tf.train.Example:
     if isinstance(picture, (str, os.PathLike)):
-        encoded = Path(picture).read_bytes()
+        path = Path(os.path.expanduser(picture))
+        encoded = path.read_bytes() if images.file_size(path) else b""
     elif isinstance(picture, bytes):
         encoded = picture
     else:

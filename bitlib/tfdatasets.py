@@ -31,14 +31,16 @@ def tfds(
 
     Raises:
         ImportError: tensorflow-datasets is not installed.
-        ValueError: there is no such data set or split, it is not of pictures and class labels, or it is
-            not on this machine and `BITLIB_OFFLINE` forbids to get it.
+        ValueError: there is no such data set or split, it is not of pictures and class labels, it
+            has none, or it cannot be had, or not while `BITLIB_OFFLINE` is 1.
     """
     builder, (image, label) = builder_of(name, data_dir)
     stored = _stored(builder, name, split, image)
     pairs = [(example[image], example[label]) for example in stored.as_numpy_iterator()]
-    pictures, labels = zip(*pairs, strict=True)
-    return list(pictures), np.array(labels, np.int64), list(builder.info.features[label].names)
+    labels = np.array([label for _, label in pairs], np.int64)
+    if not len(labels) or labels.min() < 0:
+        raise ValueError(f"split: {split} of {name} has no {'labels' if len(labels) else 'examples'}")
+    return [picture for picture, _ in pairs], labels, list(builder.info.features[label].names)
 
 
 def stream(
@@ -92,10 +94,10 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
             'or use a folder of pictures, "digits" or "glyphs"'
         ) from None
 
-    data_dir = None if data_dir is None else str(data_dir)
+    data_dir = None if data_dir is None else os.path.expanduser(data_dir)
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-    except tensorflow_datasets.core.DatasetNotFoundError as error:
+    except Exception as error:  # each of them has several reasons for saying no
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"name: no data set {name!r} in TensorFlow Datasets ({reason})") from error
     keys: tuple = builder.info.supervised_keys or ()
@@ -109,7 +111,11 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
         if offline():
             where = data_dir or "the folder of TensorFlow Datasets"
             raise ValueError(f"name: {name} is not in {where}, and BITLIB_OFFLINE=1 forbids to download it")
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"name: TensorFlow Datasets cannot prepare {name} ({reason})") from error
     return builder, keys
 
 

@@ -59,7 +59,8 @@ def learn(source, options, seed: int) -> dict:
         count, class_names = len(train), train.class_names
         size = next(iter(train.part()))[0].shape[:2]
         *test, test_names = datasets.folder(Path(options.data_set, "test"))
-        datasets.check_same_classes(options.data_set, class_names, test_names)
+        numbers = range(len(class_names))
+        test[1] = datasets.as_learnt(options.data_set, class_names, numbers, test_names, test[1])
     else:
         train, test, class_names = datasets.splits(
             options.data_set, options.data_dir, options.shots, None, seed

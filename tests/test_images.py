@@ -35,11 +35,24 @@ class TestRead:
             assert result.dtype == np.uint8
             np.testing.assert_array_equal(result, photo)
 
-    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
     def test_formats(self, photo, format):
+        if format == "AVIF" and not features.check("avif"):
+            pytest.skip("this Pillow has no AVIF")
         result = images.read(encoded(Image.fromarray(photo), format))
         assert result.shape == photo.shape
         assert np.abs(result.astype(float) - photo).mean() < 8
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, bool])
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_large_arrays_are_converted_in_bands(self, photo, monkeypatch, dtype, channels):
+        array = np.concatenate([photo, photo[..., :1]], -1)[..., :channels].astype(np.float64) / 255
+        whole = {np.uint8: 255, np.uint16: 65535}.get(dtype, 1)
+        array = (array * whole).astype(dtype)
+        at_once = images.read(array)
+        monkeypatch.setattr(images, "_BAND", 10_000)
+        np.testing.assert_array_equal(images.read(array), at_once)
+        assert at_once.shape == photo.shape
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "F", "CMYK"])
     def test_large_pictures_are_converted_in_bands(self, photo, monkeypatch, mode):
@@ -53,6 +66,18 @@ class TestRead:
         monkeypatch.setattr(images, "_BAND", 10_000)
         np.testing.assert_array_equal(images.read(image), whole)
         assert whole.shape == (640, 427, 3)
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "F", "CMYK"])
+    def test_every_mode_is_turned(self, photo, mode):
+        grey = np.asarray(Image.fromarray(photo).convert("L"))
+        image = {
+            "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
+            "F": lambda: Image.fromarray(grey / np.float32(255)),
+        }.get(mode, lambda: Image.fromarray(photo).convert(mode))()
+        upright = images.read(image)
+        image.getexif()[0x0112] = 6
+        np.testing.assert_array_equal(images.read(image), np.rot90(upright, -1))
+        assert images.read(image).flags.writeable
 
     def test_grey(self, photo):
         grey = Image.fromarray(photo).convert("L")
@@ -168,10 +193,8 @@ class TestRefusals:
             with pytest.raises(ValueError, match="4×4 pixels, the limit is 10"):
                 images.read(source)
 
-    @pytest.mark.parametrize("format", ["PPM", "ICO", "TGA", "PCX", "SGI", "DDS", "JPEG2000", "AVIF"])
+    @pytest.mark.parametrize("format", ["ICO", "TGA", "PCX", "SGI", "DDS", "JPEG2000"])
     def test_other_formats_whatever_they_are_called(self, tmp_path, format):
-        if format == "AVIF" and not features.check("avif"):
-            pytest.skip("this Pillow has no AVIF")
         path = tmp_path / "x.png"
         path.write_bytes(encoded(Image.new("RGB", (8, 8)), format))
         with pytest.raises(ValueError, match=r"x\.png: not a picture, expected PNG, JPEG, .* or WEBP$"):
@@ -339,6 +362,87 @@ class TestBatch:
         with pytest.raises(ValueError, match="at least one"):
             images.batch([], card)
 
+    @pytest.mark.parametrize(
+        "kind",
+        ["str", "Path", "bytes", "bytearray", "memoryview", "PIL", "rgb", "rgba", "grey", "grey1", "tensor"],
+    )
+    def test_one_picture_is_a_batch_of_one(self, tmp_path, photo, kind):
+        image = Image.fromarray(photo[:50, :60])
+        array = np.asarray(image)
+        image.save(tmp_path / "x.png")
+        one = {
+            "str": str(tmp_path / "x.png"), "Path": tmp_path / "x.png", "bytes": encoded(image), "PIL": image,
+            "bytearray": bytearray(encoded(image)), "memoryview": memoryview(encoded(image)), "rgb": array,
+            "rgba": np.asarray(image.convert("RGBA")), "grey": array[..., 0], "grey1": array[..., :1],
+            "tensor": tf.constant(array),
+        }[kind]  # fmt: skip
+        card = zoo.card("BiT-XS-R14x0.5")
+        batch = images.batch(one, card)
+        assert batch.shape == (1, 64, 64, 3)
+        np.testing.assert_array_equal(batch, images.batch([one], card))
+
+    def test_many_are_many(self, photo):
+        card = zoo.card("BiT-XS-R14x0.5")
+        pictures = np.stack([photo[:50, :60], photo[60:110, :60]])
+        expected = images.batch(list(pictures), card)
+        for many in (pictures, tuple(pictures), iter(pictures), tf.constant(pictures)):
+            np.testing.assert_array_equal(images.batch(many, card), expected)
+        assert images.batch(pictures[..., 0], card).shape == (2, 64, 64, 3)
+        assert images.batch(pictures[..., :1], card).shape == (2, 64, 64, 3)
+        with pytest.warns(UserWarning, match=r"^sources: \(3, 50, 60\) is taken for three grey pictures"):
+            assert images.batch(photo[:50, :60].transpose(2, 0, 1), card).shape == (3, 64, 64, 3)
+
+    def test_a_model_has_a_card(self, photo):
+        class Model:
+            card = zoo.card("BiT-XS-R14x0.5")
+
+        np.testing.assert_array_equal(images.batch(photo, Model()), images.batch(photo, Model.card))
+
+    @pytest.mark.parametrize(
+        ("sources", "message"),
+        [
+            (None, "^sources: expected a picture or a list of them, received NoneType"),
+            (7, "^sources: expected a picture or a list of them, received int"),
+            ({"a.png": 1}, "^sources: expected a picture or a list of them, received dict"),
+            ({"a.png"}, "^sources: expected a picture or a list of them, received set"),
+            ([None], "^source: expected a path, bytes, a PIL image or an array, received NoneType"),
+            ([[1, 2]], "^source: expected a path, bytes, a PIL image or an array, received list"),
+            ((), "^sources: expected at least one picture, received none"),
+            (np.zeros((0, 40, 40, 3), np.uint8), "^sources: expected at least one picture, received none"),
+            (np.zeros((2, 3, 40, 40), np.uint8), r"^array: .*\(3, 40, 40\); channels come last: array.trans"),
+            (np.zeros((2, 2, 40, 40, 3), np.uint8), r"^array: expected shape .*received \(2, 40, 40, 3\)"),
+            (np.zeros(7), r"^array: expected shape .*received \(\)"),
+            (np.full((40, 40, 3), -0.5), r"^array: .*received -0.5 to -0.5; add 1 and halve$"),
+            (np.full((40, 40, 3), 200.0), r"^array: .*received 200 to 200; divide by 255, or pass uint8$"),
+            (np.full((40, 40, 3), np.nan), r"^array: expected floats in \[0, 1\], received nan to nan$"),
+            (np.full((40, 40, 3), np.inf), r"^array: expected floats in \[0, 1\], received inf to inf$"),
+            (np.linspace(-2, 2, 4800).reshape(40, 40, 3), r"^array: .*received -2 to 2$"),
+            (np.zeros((40, 40, 3), int), "^array: expected dtype uint8, .*or float, received int64"),
+            (np.array([["a", "b"]]), r"^array: expected dtype uint8, .* received <U1"),
+        ],
+    )  # fmt: skip
+    def test_wrong_sources(self, sources, message):
+        with pytest.raises(ValueError, match=message):
+            images.batch(sources, zoo.card("BiT-XS-R14x0.5"))
+
+    @pytest.mark.parametrize("card", ["BiT-XS-R14x0.5", None, 224, object()])
+    def test_no_card(self, photo, card):
+        with pytest.raises(ValueError, match=r"^card: expected model.card or bitlib.zoo.card\(name\)"):
+            images.batch(photo, card)
+
+    @pytest.mark.parametrize("resolution", ["64", "64px", 64.0, 16, 0, -1, 10**6, (64, 64), True])
+    def test_no_resolution(self, photo, resolution):
+        with pytest.raises(ValueError, match=r"^resolution: expected (at least 32|a whole number of) pixels"):
+            images.batch(photo, zoo.card("BiT-XS-R14x0.5"), resolution)
+
+    def test_home(self, tmp_path, photo, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        Image.fromarray(photo).save(tmp_path / "x.png")
+        assert images.read("~/x.png").shape == photo.shape
+        assert images.files("~") == [tmp_path / "x.png"]
+        with pytest.raises(FileNotFoundError, match="~nobody.*no such file"):
+            images.read("~nobody_here/x.png")
+
     def test_published_preprocessing(self):
         told = {name: (zoo.card(name).resolution, zoo.card(name).short_side) for name in zoo.names()}
         assert told["BiT-M-R50x1-ILSVRC2012"] == (480, None)
@@ -349,8 +453,9 @@ class TestBatch:
 
 def test_files(tmp_path, photo):
     (tmp_path / "b").mkdir()
-    for name in ("b/x.JPG", "a.png", "notes.txt"):
+    for name in ("b/x.JPG", "a.png"):
         Image.fromarray(photo).save(tmp_path / name, "PNG")
+    (tmp_path / "notes.txt").write_text("BMW, P1, GIF")
     assert [path.name for path in images.files(tmp_path)] == ["a.png", "x.JPG"]
     (tmp_path / "empty.png").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no pictures"):

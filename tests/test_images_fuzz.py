@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, features
 
 from bitlib import images
 
@@ -84,6 +84,10 @@ def seeds():
     yield encoded(bits, "TIFF", compression="group4")
     yield tiled(16, 64)
     yield encoded(photo, "TIFF", save_all=True, append_images=[grey])
+    yield from (encoded(image, "PPM") for image in (photo, grey, bits, deep))
+    if features.check("avif"):
+        yield encoded(photo, "AVIF", exif=exif, icc_profile=profile)
+        yield encoded(paper, "AVIF", save_all=True, append_images=[paper.rotate(90)])
     yield encoded(photo, "WEBP", exif=exif, icc_profile=profile)
     yield encoded(paper, "WEBP", lossless=True)
     yield encoded(paper, "WEBP", save_all=True, append_images=[paper.rotate(90)])

@@ -1,0 +1,388 @@
+"""People's own pictures as labelled sets: a folder with one subfolder a class, its splits, a table of files.
+
+Names that systems leave are passed over (`bitlib.images.listed`), and what can mean two things is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitlib import images
+
+Labelled = tuple[list[Path], np.ndarray, list[str]]
+
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "evaluation": ("eval", "evaluation"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+}
+"""What splits are called; of those to test on, the first that is there is taken."""
+
+COLUMNS = {
+    "path": "path paths file files filename filenames filepath image images imagename imagepath imagefile "
+    "img imgname imgpath picture pictures photo photos",
+    "label": "label labels class classes classname classlabel category target",
+    "split": "split subset partition",
+}
+"""What the columns of a table are called, in any case, with or without blanks and underscores."""
+
+
+def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
+    """A folder with one subfolder of pictures a class, as a labelled set.
+
+    Pictures are what can be read as such, whatever they are called. A class without any keeps its place.
+
+    Args:
+        path: the folder. If all it holds is a folder of its own name, as zip files do, that is taken.
+        verify: read every file once, and leave out those that cannot be read, with one warning that says
+            how many of which class, and why. Without it, files that are meant as pictures are taken
+            (`bitlib.images.is_picture`), and such a one is an error when it is used.
+
+    Returns:
+        the pictures' paths, their labels int64 `[N]`, and the class names: those of the subfolders,
+        sorted.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no file in it.
+        ValueError: pictures lie beside the subfolders, the subfolders look like splits, or fewer than two
+            have pictures.
+
+    Warns:
+        UserWarning: some files cannot be read, a class has no pictures, or the classes hold the same
+            subfolders, which may have been meant as classes.
+    """
+    root, subfolders, files = _opened(path)
+    for file in files:
+        if images.is_picture(file) or not file.exists():  # the link to a class may be broken
+            beside = "beside its subfolders" if subfolders else "and no subfolders"
+            raise ValueError(f"path: {root} holds {file.name} {beside}, expected one subfolder a class")
+    _refuse_splits(root, subfolders)
+    owned = [(file, _name(sub)) for sub in subfolders for file in images.walk(sub)]
+    if not owned:
+        raise FileNotFoundError(f"{root}: holds no pictures, expected subfolders of them, one a class")
+    if len(subfolders) == 1:
+        inner = images.listed(subfolders[0])[0]
+        hint = f"; it holds {_some(_name(sub) for sub in inner)}: was {subfolders[0]} meant?" if inner else ""
+        raise ValueError(f"path: {root} has one class, {_name(subfolders[0])}; expected at least two{hint}")
+    class_names = sorted({_name(sub) for sub in subfolders})
+    files, owners = map(list, zip(*owned, strict=True))
+    labels = np.searchsorted(class_names, owners)
+    good = _good(f"path: {root}", files, labels, class_names, verify)
+    return [file for file, fine in zip(files, good, strict=True) if fine], labels[good], class_names
+
+
+def parts(path: str | os.PathLike) -> list[Labelled]:
+    """The training and the test split of a folder, each as `folder` gives it; of one without, the whole.
+
+    Warns:
+        UserWarning: it holds other folders beside them.
+    """
+    root, subfolders, _ = _opened(path)
+    known = _split_folders(subfolders)
+    if not known:
+        return [folder(path)]
+    others = [_name(sub) for sub in subfolders if sub not in known.values()]
+    if others:
+        warnings.warn(f"path: {root}: {_some(others)}, beside the splits, left out", stacklevel=4)
+    return [folder(known[kind]) for kind in SPLITS if kind in known][:2]
+
+
+def _name(path: Path) -> str:
+    return unicodedata.normalize("NFC", path.name)  # macOS takes accents apart
+
+
+def _some(names: Iterable) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _opened(path: str | os.PathLike) -> tuple[Path, list[Path], list[Path]]:
+    """A folder, its subfolders and its files; of one that holds nothing but its own name, of that."""
+    root = images.directory(path)
+    subfolders, files = images.listed(root)
+    while [sub.name for sub in subfolders] == [root.resolve().name] and not any(
+        map(images.is_picture, files)
+    ):
+        subfolders, files = images.listed(root := subfolders[0])
+    return root, subfolders, files
+
+
+def _kinds(name: str, inside: bool) -> dict[tuple[str, str], str]:
+    """The kinds of splits that a name may mean, by what stands before and behind the word.
+
+    Args:
+        name: of a folder.
+        inside: also where letters stand beside the word, as in "mytrain", and in "contest".
+    """
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()
+    letter = r"[^\W\d_]"
+    return {
+        (text[: match.start()], text[match.end() :]): kind
+        for kind, words in SPLITS.items()
+        for word in words
+        for match in re.finditer(word if inside else rf"(?<!{letter}){word}(?!(?!set|data){letter})", text)
+    }
+
+
+def known_splits(names: Iterable[str]) -> dict[str, str]:
+    """The names of splits among others, by kind; none unless there are `train` and another.
+
+    They are words of `SPLITS`, in any case, with the same before and behind each: `seg_train`, `seg_test`.
+    """
+    families: dict[tuple[str, str], dict[str, str | None]] = {}
+    for name in names:
+        for around, kind in _kinds(name, inside=True).items():
+            family = families.setdefault(around, {})
+            family[kind] = None if kind in family else name
+    for _, family in sorted(families.items(), key=lambda item: len("".join(item[0]))):
+        if "train" in family and len(family) > 1 and None not in family.values():
+            return {kind: name for kind, name in family.items() if name}
+    return {}
+
+
+def _split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
+    """As `known_splits`, of folders that hold folders, or else of any that hold no pictures themselves."""
+    inner = {sub: images.listed(sub) for sub in subfolders if _kinds(sub.name, inside=True)}
+    full = [sub.name for sub, (folders, _) in inner.items() if folders]
+    bare = [sub.name for sub, (_, files) in inner.items() if not any(map(images.is_picture, files))]
+    known = known_splits(full) or known_splits(bare)
+    return {kind: next(sub for sub in subfolders if sub.name == name) for kind, name in known.items()}
+
+
+def _refuse_splits(root: Path, subfolders: Sequence[Path]) -> None:
+    """Refuse folders that are splits, or look like it, as classes; warn where they may be neither."""
+    if known := _split_folders(subfolders):
+        these = " and ".join(sub.name for sub in known.values())
+        hint = "expected one of them, or bitlib.datasets.splits(...)"
+        raise ValueError(f"path: {root} holds the splits {these}; {hint}")
+    names = [sub.name for sub in subfolders]
+    alike = {name: set(_kinds(name, inside=False).values()) for name in names}
+    plain = {kind for name in names for kind in _kinds(re.sub(r"[\W\d_]", "", name), False).values()}
+    kinds = set().union(*alike.values())
+    inner = [{sub.name for sub in images.listed(sub)[0]} for sub in subfolders]
+    same = sorted(set.intersection(*inner)) if len(inner) > 1 else []
+    if len(names) > 1 and (
+        (all(alike.values()) and kinds != {"train"})
+        or len(known_splits(names)) == len(names)
+        or ("train" in plain and len(plain) > 1)
+        or (kinds and len(same) > 1)
+    ):
+        hint = "expected names such as train and test, each with one subfolder of pictures a class"
+        raise ValueError(f"path: {root} holds {_some(names)}, which look like splits, not classes; {hint}")
+    if len(same) > 1:
+        taken = f"{_some(names)} are taken as the classes, though each of them holds {_some(same)}"
+        warnings.warn(f"path: {root}: {taken}", stacklevel=4)
+
+
+def _good(
+    where: str, files: Sequence[Path], labels: np.ndarray, class_names: list, verify=True
+) -> np.ndarray:
+    """Which files can be read, bool `[N]`; one warning says which cannot, and which classes are empty."""
+
+    def trouble(file: Path) -> str:
+        try:
+            images.read(file)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return ""
+
+    if verify:
+        with ThreadPoolExecutor() as pool:
+            troubles = list(pool.map(trouble, files))
+        good = np.array([not text for text in troubles], bool)
+    else:
+        troubles, good = [], np.array([images.is_picture(file) for file in files], bool)
+    alike: dict[tuple[int, str], list[str]] = {}
+    for text, file, label in zip(troubles, files, labels, strict=False):
+        if text:
+            reason = text.removeprefix(f"{file}: ")
+            alike.setdefault((label, reason.split(" (")[0]), []).append(f"{file.name}: {reason}")
+    lines = [f"{(~good).sum()} of {len(files)} pictures cannot be read and are left out:"] if alike else []
+    lines += [
+        f"{class_names[n]}: {len(texts)}, such as {texts[0]}" for (n, _), texts in sorted(alike.items())
+    ]
+    counts = np.bincount(labels[good], minlength=len(class_names))
+    empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    if empty and len(empty) < len(class_names):
+        lines.append(f"no pictures of {_some(empty)}, which keeps its place among the classes")
+    if lines:
+        warnings.warn(f"{where}: " + "\n".join(lines), stacklevel=4)
+    full = [name for name in class_names if name not in empty]
+    if len(full) < 2:
+        found = f"one class, {full[0]}" if full else "no picture that can be read"
+        raise ValueError(f"{where} has {found}; expected at least two classes of pictures")
+    return good
+
+
+def is_table(source: Any) -> bool:
+    """Whether `table` takes it: a path that ends in `.csv` or `.tsv`, or a DataFrame."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source).lower().endswith((".csv", ".tsv")) and not os.path.isdir(source)
+    return hasattr(source, "columns") and hasattr(source, "__getitem__")
+
+
+def table(
+    source: Any, columns: Mapping[str, str] | None = None, root: str | os.PathLike | None = None
+) -> Labelled:
+    """A table with a row for each picture, as a labelled set.
+
+    Args:
+        source: a CSV file (UTF-8; commas, semicolons or tabs; names in its first row), or a DataFrame.
+        columns: names of the columns, `{"path": ..., "label": ..., "split": ...}`; what is left out is
+            looked for by the names in `COLUMNS`.
+        root: the folder that relative paths count from; None for that of the file, or the current one.
+
+    Returns:
+        the pictures' paths, their labels int64 `[N]`, and the class names: numbers by size, texts sorted.
+
+    Raises:
+        FileNotFoundError: there is no such table, or files of it are missing; the message names their rows.
+        ValueError: it is no such table, a column is missing or not the only one, values are missing or
+            fractions, or a picture has two classes; or as `folder`.
+
+    Warns:
+        UserWarning: as `folder`; or rows are repeated, or class names differ in case only.
+    """
+    return _read(source, columns, root)[0]
+
+
+def table_parts(
+    source: Any, columns: Mapping[str, str] | None = None, root: str | os.PathLike | None = None
+) -> list[Labelled]:
+    """As `parts`, of a table: two labelled sets if it has a column of splits, else one."""
+    (files, labels, class_names), splits = _read(source, columns, root)
+    if not splits:
+        return [(files, labels, class_names)]
+    known = known_splits(set(splits))
+    if not known:
+        raise ValueError(f"source: its splits are {_some(sorted(set(splits)))}; expected train and test")
+    if others := sorted(set(splits) - set(known.values())):
+        warnings.warn(f"source: the splits {_some(others)} are left out", stacklevel=4)
+    indices = [np.flatnonzero(np.array(splits) == known[kind]) for kind in SPLITS if kind in known]
+    return [([files[i] for i in part], labels[part], class_names) for part in indices[:2]]
+
+
+def _read(source, columns, root) -> tuple[Labelled, list[str]]:
+    """The labelled set of a table; and the split of each picture, none if there is no such column."""
+    columns = columns or {}
+    if not isinstance(columns, Mapping) or set(columns) - set(COLUMNS):
+        raise ValueError(f"columns: expected the keys {_some(COLUMNS)}, received {columns!r:.200}")
+    if hasattr(source, "columns"):
+        where, base, names = "source: the table", Path(), list(source.columns)
+        cells = [np.asarray(source[name], object).tolist() for name in dict.fromkeys(names)]
+        numbers: Sequence[int] = range(len(source))
+    else:
+        path = Path(os.path.expanduser(source))
+        where, base = f"source: {path}", path.parent
+        names, numbers, cells = _csv(path)
+    base = Path(os.path.expanduser(root)) if root else base
+    found = {role: _column(role, columns.get(role), names) for role in COLUMNS}
+    texts = {role: list(map(_text, cells[names.index(name)])) for role, name in found.items() if name}
+    for role, column in texts.items():
+        empty = [f"row {number}" for number, text in zip(numbers, column, strict=True) if not text]
+        if empty:
+            raise ValueError(f"{where} has no {role} in {_some(empty)}; expected one for each picture")
+    files = [base / os.path.expanduser(text) for text in texts["path"]]
+    missing = [
+        f"row {row}: {file}" for row, file in zip(numbers, files, strict=True) if not os.path.isfile(file)
+    ]
+    if not files:
+        raise ValueError(f"{where} has no rows; expected one for each picture")
+    if missing:
+        raise FileNotFoundError(
+            f"{where}: {len(missing)} of {len(files)} files are missing, {_some(missing)}"
+        )
+    labels, class_names = _classes(where, numbers, texts["label"])
+    first: dict[str, int] = {}
+    splits = texts.get("split", [])
+    for index, file in enumerate(files):
+        other = first.setdefault(os.path.realpath(file), index)
+        if labels[index] != labels[other] or (splits and splits[index] != splits[other]):
+            these = f"rows {numbers[other]} and {numbers[index]} differ on {file}"
+            raise ValueError(f"{where}: {these}; expected one class and one split for each picture")
+    kept = np.array(sorted(first.values()))
+    if len(kept) < len(files):
+        warnings.warn(f"{where}: {len(files) - len(kept)} rows repeat others and are left out", stacklevel=5)
+    files = [files[i] for i in kept]
+    kept = kept[good := _good(where, files, labels[kept], class_names)]
+    files = [file for file, fine in zip(files, good, strict=True) if fine]
+    return (files, labels[kept], class_names), [splits[i] for i in kept] if splits else []
+
+
+def _csv(path: Path) -> tuple[list[str], list[int], list[tuple[str, ...]]]:
+    """The names of the columns of a CSV file, the numbers of its rows, and the columns."""
+    try:
+        text = path.read_text("utf-8-sig")
+        first = text.split("\n", 1)[0]
+        delimiter = max(",;\t", key=first.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        rows = [(reader.line_num, tuple(row)) for row in reader if any(map(str.strip, row))]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"source: {path}: no such file, expected a CSV file or a DataFrame") from None
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ValueError(f"source: {path}: cannot be read as CSV in UTF-8 ({error})") from error
+    names = [name.strip() for name in rows[0][1]] if rows else []
+    for number, row in rows:
+        if len(row) != len(names):
+            hint = f"as in the first row; a value with {delimiter!r} in it needs quotes"
+            raise ValueError(
+                f"source: {path}: row {number} has {len(row)} values, expected {len(names)}, {hint}"
+            )
+    columns = list(zip(*(row for _, row in rows), strict=True))
+    return names, [number for number, _ in rows[1:]], [column[1:] for column in columns]
+
+
+def _column(role: str, wanted: str | None, names: Sequence) -> Any:
+    """The name of the column for a role; None if there is none for splits and none is wanted."""
+    plain = {name: re.sub(r"[\W_]", "", str(name).casefold()) for name in names}
+    found = [name for name in names if (name == wanted if wanted else plain[name] in COLUMNS[role].split())]
+    if len(found) != 1 and (found or wanted or role != "split"):
+        looked = wanted or COLUMNS[role].replace(" ", ", ")
+        raise ValueError(
+            f'columns: expected one for "{role}" ({looked}), found {_some(found) or None} in {_some(names)}; '
+            f'say which it is, columns={{"{role}": ...}}'
+        )
+    return found[0] if found else None
+
+
+def _text(value: Any) -> str:
+    """A cell as text; empty if its value is missing."""
+    try:
+        return "" if value is None or value != value else str(value).strip()
+    except TypeError:  # pandas' NA is neither equal nor unequal to itself
+        return ""
+
+
+def _classes(where: str, numbers: Sequence[int], texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Class numbers int64 `[N]` of a column of labels, and the class names: numbers by size, texts sorted."""
+    texts = [unicodedata.normalize("NFC", text) for text in texts]
+    try:
+        values = [float(text) for text in texts]
+    except ValueError:
+        class_names = sorted(set(texts))
+    else:
+        odd = [
+            f"{value} in row {n}" for n, value in zip(numbers, values, strict=True) if not value.is_integer()
+        ]
+        if odd:
+            raise ValueError(f"{where} has the labels {_some(odd)}; expected whole numbers or names")
+        texts = [t if t.isdigit() else str(int(value)) for t, value in zip(texts, values, strict=True)]
+        class_names = sorted(set(texts), key=lambda text: (int(text), text))
+    plain = Counter(map(str.casefold, class_names))
+    if alike := [name for name in class_names if plain[name.casefold()] > 1]:
+        warnings.warn(f"{where}: {_some(alike)} are taken as different classes", stacklevel=5)
+    places = {name: place for place, name in enumerate(class_names)}
+    return np.array(list(map(places.__getitem__, texts)), np.int64), class_names
