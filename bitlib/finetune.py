@@ -178,7 +178,12 @@ def evaluate(
 
 
 def evaluator(
-    model: keras.Model, examples: Any, plan: Plan, num_classes: int, batch_size: int = 64, name: str = "examples"
+    model: keras.Model,
+    examples: Any,
+    plan: Plan,
+    num_classes: int,
+    batch_size: int = 64,
+    name: str = "examples",
 ) -> Callable[[], tuple[float, float]]:
     """What `evaluate` gives, to be called as often as one likes; for any model from images to logits.
 
