@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
+from keras import ops
 
 from bitlib import progress
 from bitlib.datasets import draw
 from bitlib.examples import image_batches
 from bitlib.inputs import array, check_images, check_whole
 from bitlib.model import BiT
+from bitlib.ops import PLAIN
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -49,8 +52,6 @@ def extract(
         ValueError: there is no such stage, no image, or `batch_size` is below 1; or images are not as
             `bitlib.inputs.check_images` wants them.
     """
-    import tensorflow as tf
-
     if stage not in STAGES:
         raise ValueError(f"stage: expected one of {', '.join(STAGES)}, received {stage!r}")
     if not isinstance(model, BiT):
@@ -61,26 +62,27 @@ def extract(
     total = len(images) if isinstance(images, np.ndarray) and images.ndim else None
     with progress.bar(total, "image", shown=bool(verbose)) as bar:
         for batch in image_batches(images, batch_size):
-            results.append(compute(tf.constant(batch, tf.float32)).numpy().astype(np.float32))
+            result = compute(ops.convert_to_tensor(batch, "float32"))
+            results.append(ops.convert_to_numpy(result).astype(np.float32))
             bar.update(len(batch))
     return np.concatenate(results)
 
 
 def _traced(model, stage: str, average: bool):
-    """The graph that computes a stage: traced once and cached with its model, for an R50x1 takes as long to
-    trace as fifty images to compute."""
-    import tensorflow as tf
+    """A function that computes a stage. On TensorFlow it is a graph, traced once and cached with its model: an
+    R50x1 takes as long to trace as fifty images to compute."""
 
-    from bitlib.ops import PLAIN
+    def compute(batch):
+        result = model.stages(batch)[stage]
+        return ops.mean(result, axis=(1, 2)) if average else result
+
+    if keras.backend.backend() != "tensorflow":
+        return compute
+    import tensorflow as tf
 
     # Past Keras, which would look for layers in it; and not while the model computes in another way.
     cache = vars(model).setdefault("_extractors", {}) if model.root.convolution.arithmetic is PLAIN else {}
     if (stage, average) not in cache:
-
-        def compute(batch):
-            result = model.stages(batch)[stage]
-            return tf.reduce_mean(result, axis=(1, 2)) if average else result
-
         images = tf.TensorSpec((None, None, None, 3), tf.float32)
         cache[stage, average] = tf.function(compute).get_concrete_function(images)
     return cache[stage, average]

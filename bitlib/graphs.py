@@ -16,6 +16,8 @@ from bitlib import ops
 from bitlib.inputs import SMALLEST
 from bitlib.model import BiT
 
+ops.require_tensorflow("bitlib.export")
+
 INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")
 """What every export takes."""
 

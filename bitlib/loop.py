@@ -18,11 +18,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bitlib import augment, progress
+from bitlib import augment, ops, progress
 from bitlib.resume import History, Saved
 
 if TYPE_CHECKING:
     from bitlib.hyperrule import Plan
+
+ops.require_tensorflow("training by bitlib")
 
 
 @dataclass

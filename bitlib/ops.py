@@ -24,6 +24,15 @@ NUM_GROUPS = 32
 """Groups of every GroupNorm, whatever the width."""
 
 
+def require_tensorflow(what: str) -> None:
+    """Raise ImportError unless Keras computes by TensorFlow, as `what` needs it."""
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(
+            f"{what}: expected Keras on TensorFlow, received KERAS_BACKEND={keras.backend.backend()!r}; on other "
+            "backends bitlib.load, bitlib.features and bitlib.checkpoint work"
+        )
+
+
 def shape_of(x: Tensor) -> Any:
     """The shape of a tensor, also where it is not known before: in TensorFlow's graphs one operation."""
     return tf.shape(x) if keras.backend.backend() == "tensorflow" else ops.shape(x)
