@@ -28,8 +28,8 @@ def require_tensorflow(what: str) -> None:
     """Raise ImportError unless Keras computes by TensorFlow, as `what` needs it."""
     if keras.backend.backend() != "tensorflow":
         raise ImportError(
-            f"{what}: expected Keras on TensorFlow, received KERAS_BACKEND={keras.backend.backend()!r}; on other "
-            "backends bitlib.load, bitlib.features and bitlib.checkpoint work"
+            f"{what}: expected Keras on TensorFlow, received KERAS_BACKEND={keras.backend.backend()!r}; on "
+            "other backends bitlib.load, bitlib.features and bitlib.checkpoint work"
         )
 
 
