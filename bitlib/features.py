@@ -69,8 +69,11 @@ def extract(
 
 
 def _traced(model, stage: str, average: bool):
-    """A function that computes a stage. On TensorFlow it is a graph, traced once and cached with its model: to
-    trace an R50x1 takes as long as to compute fifty images."""
+    """A function that computes a stage.
+
+    On TensorFlow it is a graph, traced once and cached with its model: to trace an R50x1 takes as long as to
+    compute fifty images.
+    """
 
     def compute(batch):
         result = model.stages(batch)[stage]
