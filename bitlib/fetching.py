@@ -27,7 +27,6 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urljoin
 
-import google_crc32c
 import requests
 from filelock import FileLock
 from requests.exceptions import ConnectTimeout, InvalidURL, ProxyError, SSLError
@@ -147,22 +146,19 @@ def parse_class_list(content: bytes, file: str) -> tuple[str, ...]:
 
 def _of_file(file: str) -> tuple[Path, str | None]:
     if not isinstance(file, str) or not _INSIDE.fullmatch(file):
-        raise ValueError(
-            f"file: expected a path below the published address, like vtab/some.npz, received {file!r}"
-        )
+        expected = "a path below the published address, like vtab/some.npz"
+        raise ValueError(f"file: expected {expected}, received {file!r}")
     cached, source = cache_folder() / file, mirror()
     if path := on_disk(file):
         return path, verify(path)
     if isinstance(source, Path):
         known = f"({source}{'' if source.is_dir() else ', which is no folder'})"
         raise ConnectionError(f"{file}: not in BITLIB_MIRROR {known}; put it there, or unset the variable")
-    by_hand = (
-        f"put the file at {cached} from elsewhere, or name a folder that holds it in BITLIB_MIRROR "
-        "(bitlib.checkpoint.prefetch fills one)"
-    )
+    mirrored = "name a folder that holds it in BITLIB_MIRROR (bitlib.checkpoint.prefetch fills one)"
+    by_hand = f"put the file at {cached} from elsewhere, or {mirrored}"
     if offline():
-        forbidden = "not on this machine, and BITLIB_OFFLINE forbids to download it; unset it"
-        raise ConnectionError(f"{file}: {forbidden}, or {by_hand}")
+        reason = "not on this machine, and BITLIB_OFFLINE forbids to download it"
+        raise ConnectionError(f"{file}: {reason}; unset it, or {by_hand}")
     return cached, _download(f"{source or zoo.BASE_URL.rstrip('/')}/{file}", cached, timeout(), by_hand)
 
 
@@ -354,26 +350,32 @@ def _verified(part: Path, file: str, now: SimpleNamespace) -> str:
 
     Raises: _Failed; final unless the part began in an earlier try.
     """
-    md5, crc32c, sha256 = hashlib.md5(usedforsecurity=False), google_crc32c.Checksum(), hashlib.sha256()
-    npz = file.endswith(".npz")
+    npz, note = file.endswith(".npz"), now.note
+    digests: dict[str, Any] = {"sha256": hashlib.sha256()}
+    if note["md5"]:
+        digests["md5"] = hashlib.md5(usedforsecurity=False)
+    elif note["crc32c"]:  # some systems have it in slow Python only
+        import google_crc32c
+
+        digests["crc32c"] = google_crc32c.Checksum()
     with part.open("rb") as stream:
         start = stream.peek()
         while chunk := stream.read(_CHUNK):
-            for digest in (md5, crc32c, sha256):
+            for digest in digests.values():
                 digest.update(chunk)
+    sha256 = digests.pop("sha256").hexdigest()
     try:
         if start.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n\f").startswith(b"<"):
             raise ValueError(_WEB_PAGE)
-        found = {"md5": md5.digest(), "crc32c": crc32c.digest()}
-        hashes = [name for name in found if now.note[name]]
-        if any(base64.b64encode(found[name]).decode() != now.note[name] for name in hashes):
-            raise ValueError("damaged on the way: its hash is not the server's")
+        for name, digest in digests.items():
+            if base64.b64encode(digest.digest()).decode() != note[name]:
+                raise ValueError(f"damaged on the way: its {name.upper()} is not the server's")
         if npz:
             with zipfile.ZipFile(part) as archive:
                 if sum(member.file_size for member in archive.infolist()) > LARGEST:
                     raise ValueError(f"more than {LARGEST:,} bytes are packed in it")
                 # Where the server sent no hash, the archive's own checksums must do.
-                if not hashes and (damaged := archive.testzip()):
+                if not digests and (damaged := archive.testzip()):
                     raise ValueError(f"damaged on the way, in {damaged}")
         else:
             content = part.read_bytes()
@@ -386,7 +388,7 @@ def _verified(part: Path, file: str, now: SimpleNamespace) -> str:
         )
         told += "; try again, or from another network"
         raise _Failed(told, anew=True, final=not now.resumed) from error
-    return sha256.hexdigest()
+    return sha256
 
 
 @contextmanager
