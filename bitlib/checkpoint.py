@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitlib import archive, store, zoo
+from bitlib import archive, fetching, zoo
 from bitlib.archive import Archive as Archive
+from bitlib.fetching import fetch, fetch_file, prefetch
 from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
-from bitlib.store import fetch, fetch_file, prefetch
 from bitlib.tensors import Arrays
 from bitlib.zoo import Source as Source
 
@@ -54,7 +54,7 @@ def find(source: str | os.PathLike | Source) -> Source:
     path = zoo.path_of(source)
     if path is None:
         card = zoo.card(source)
-        return Source(card, *store.of_card(card))
+        return Source(card, *fetching.of_card(card))
     card = zoo.card_of(path)
     if not path.is_file():
         expected = f"expected one ending in {', '.join(SUFFIXES)}"

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitlib import classlists
+from bitlib.fetching import fetch_file, on_disk, parse_class_list
 from bitlib.paths import bundled
-from bitlib.store import fetch_file, on_disk
 from bitlib.zoo import CLASS_LISTS, Card
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def names(class_list: str) -> tuple[str, ...]:
     file = CLASS_LISTS[class_list]
     path = bundled(file) if class_list == "glyph1k" else fetch_file(file)
     try:
-        lines = classlists.parse(path.read_bytes(), file)
+        lines = parse_class_list(path.read_bytes(), file)
     except ValueError as error:
         raise ConnectionError(f"{path}: not a class list ({error}); delete it to get it again") from error
     return tuple(line.replace("_", " ") for line in lines)

@@ -6,12 +6,14 @@ import math
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from bitlib.paths import expanded
 
 TIMEOUT = 20.0
 """Seconds that a server may be silent, where `BITLIB_TIMEOUT` does not say otherwise."""
+
+_NAME, _NUMBER = r"[^\s/?#@:.\[\]]{1,63}(\.[^\s/?#@:.\[\]]{1,63})*", r"\[[0-9A-Fa-f:.]+\]"
+_ADDRESS = re.compile(rf"(?i:https?)://([^\s/?#]*@)?({_NAME}|{_NUMBER})(:[0-9]{{1,5}})?(/[^\s?#]*)?")
 
 
 def offline() -> bool:
@@ -35,24 +37,14 @@ def timeout() -> float:
 
 
 def mirror() -> Path | str | None:
-    """`BITLIB_MIRROR`: a folder, or an address without a slash at its end; None if it is not set.
+    """`BITLIB_MIRROR`: a folder, or a web address without a slash at its end; None if it is not set.
 
-    Raises:
-        ValueError: it is an address that is not of the web, or is not complete.
+    Raises: ValueError if it is another kind of address, or no complete one.
     """
     value = os.environ.get("BITLIB_MIRROR", "").strip()
-    if not value:
-        return None
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", value):  # two letters and more: C: is a folder
-        return expanded(value, "BITLIB_MIRROR")
-    try:
-        address = urlsplit(value)
-        host = re.fullmatch(r"[^\s.]{1,63}(\.[^\s.]{1,63})*", address.hostname or "")
-        whole = address.scheme in ("http", "https") and host and address.port != 0
-        if whole and not (address.query or address.fragment):
-            return value.rstrip("/")
-    except ValueError:  # a port that is no number
-        pass
-    raise ValueError(
-        f"BITLIB_MIRROR: expected a folder or an address like https://example.org/models, received {value!r}"
-    )
+        return expanded(value, "BITLIB_MIRROR") if value else None
+    if not _ADDRESS.fullmatch(value):
+        expected = "a folder or an address like https://example.org/models"
+        raise ValueError(f"BITLIB_MIRROR: expected {expected}, received {value!r}")
+    return value.rstrip("/")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bitlib
-from bitlib import checkpoint, download, zoo
+from bitlib import checkpoint, fetching, zoo
 from bitlib.checkpoint import Architecture, CheckpointError
 from tests.conftest import PEAK, SMALL, needs_proc, random_arrays
 
@@ -350,7 +350,7 @@ class TestFetch:
 
     @pytest.mark.slow
     def test_no_server(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(download, "PAUSE", 0.01)
+        monkeypatch.setattr(fetching, "PAUSE", 0.01)
         monkeypatch.setenv("BITLIB_MIRROR", "http://127.0.0.1:9/")
         monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
         with pytest.raises(ConnectionError, match="cannot be downloaded"):

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 import bitlib
-from bitlib import checkpoint, digests, download, labels, zoo
+from bitlib import checkpoint, digests, fetching, labels, zoo
 
 FILE = "distill/R50x1_224.npz"
 LIST = "ilsvrc2012_wordnet_lemmas.txt"
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(fetching, "PAUSE", 0.01)
     monkeypatch.delenv("BITLIB_OFFLINE", raising=False)
     with Server() as http:
         threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
@@ -221,15 +221,15 @@ class TestBroken:
 
     def test_for_ever(self, server, content, cache):
         server.tricks = ["break after 0"] * 50
-        with refused(r"cannot be downloaded .*tried 5 times.*BITLIB_MIRROR"):
+        with refused(r"cannot be downloaded; .*BITLIB_MIRROR.*Tried 5 times\. The last time: "):
             checkpoint.fetch("R50x1_224")
         assert kept(cache) == []
-        assert len(server.requests) == download.ATTEMPTS
+        assert len(server.requests) == fetching.ATTEMPTS
 
     @pytest.mark.slow
     def test_a_silent_server(self, server, content, cache, monkeypatch):
         monkeypatch.setenv("BITLIB_TIMEOUT", "1")
-        monkeypatch.setattr(download, "ATTEMPTS", 2)
+        monkeypatch.setattr(fetching, "ATTEMPTS", 2)
 
         def silent(handler, content):
             handler.answer(
@@ -271,9 +271,9 @@ class TestLies:
             handler.answer(200, headers | {"Content-Length": "1000"}, content[:1000])
 
         server.tricks = [shortened] * 9
-        with refused("announces 1,000 bytes of a file of"):
+        with refused(r"resumes after 1,000 bytes.*the connection broke after 1,000 of 300,\d+ bytes"):
             checkpoint.fetch("R50x1_224")
-        assert kept(cache) == []
+        assert not (cache / FILE).exists()
 
     @pytest.mark.parametrize("told", ["text/html; charset=utf-8", "application/octet-stream"])
     def test_a_log_in_page(self, server, content, cache, told):
@@ -302,12 +302,10 @@ class TestLies:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("status", "told"), [(403, "access is refused"), (404, "not there"), (410, "not there any more")]
-    )
-    def test_for_good(self, server, cache, status, told):
+    @pytest.mark.parametrize("status", [403, 404, 410])
+    def test_for_good(self, server, cache, status):
         server.tricks = [status]
-        with refused(rf"{told} \({status} .*see that the address, BITLIB_MIRROR.*put the file at"):
+        with refused(rf"the server answers {status} .*see that the address, BITLIB_MIRROR.*put the file at"):
             checkpoint.fetch("R50x1_224")
         assert kept(cache) == []
         assert len(server.requests) == 1
@@ -321,14 +319,14 @@ class TestRefusals:
     @pytest.mark.parametrize("status", [429, 503])
     def test_for_too_long(self, server, content, cache, status):
         server.tricks = [status] * 9
-        with refused(rf"the server answers {status} .*tried 5 times.*try again later"):
+        with refused(rf"try again later.*Tried 5 times\. The last time: the server answers {status} "):
             checkpoint.fetch("R50x1_224")
         assert kept(cache) == []
 
     def test_pauses_grow_and_heed_the_server(self, server, content, monkeypatch):
         pauses = []
-        monkeypatch.setattr(download.time, "sleep", pauses.append)
-        monkeypatch.setattr(download, "PAUSE", 1.0)
+        monkeypatch.setattr(fetching.time, "sleep", pauses.append)
+        monkeypatch.setattr(fetching, "PAUSE", 1.0)
 
         def later(handler, _):
             handler.answer(503, {"Retry-After": "7", "Content-Length": "0"}, b"")
@@ -338,7 +336,7 @@ class TestRefusals:
         assert pauses == [1, 2, 7]
 
     def test_no_network(self, monkeypatch, cache):
-        monkeypatch.setattr(download, "PAUSE", 0.01)
+        monkeypatch.setattr(fetching, "PAUSE", 0.01)
         monkeypatch.setenv("BITLIB_CACHE", str(cache))
         monkeypatch.setenv("BITLIB_MIRROR", "http://127.0.0.1:9/")
         with refused("cannot be downloaded.*see whether this machine has a network"):
@@ -391,7 +389,7 @@ class TestOffline:
 
 class TestDisk:
     def test_full(self, server, content, cache, monkeypatch):
-        monkeypatch.setattr(download.shutil, "disk_usage", lambda path: os.statvfs_result and _Usage(10))
+        monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: os.statvfs_result and _Usage(10))
         with refused(
             "the disk is full .*300.* bytes are needed, 10 are free.*BITLIB_CACHE", OSError
         ) as caught:
@@ -403,7 +401,7 @@ class TestDisk:
         def full(self, *arguments):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(download._Downloader, "_try", full)
+        monkeypatch.setattr(fetching, "_receive", full)
         with refused("the disk is full", OSError):
             checkpoint.fetch("R50x1_224")
         assert kept(cache) == []

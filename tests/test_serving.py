@@ -255,7 +255,7 @@ class TestNames:
 
     def test_a_published_list_is_taken_from_the_disk_or_asked_for(self, tmp_path, small_npz, monkeypatch):
         monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("bitlib.store.download", lambda *a: pytest.fail("downloads"))
+        monkeypatch.setattr("bitlib.fetching._download", lambda *a: pytest.fail("downloads"))
         model = bitlib.load(small_npz)
         model.card = replace(model.card, labels="ilsvrc2012")
         with pytest.raises(

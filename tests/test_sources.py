@@ -12,7 +12,7 @@ import requests
 from urllib3.util import connection
 
 import bitlib
-from bitlib import checkpoint, download, savedmodel, store, zoo
+from bitlib import checkpoint, fetching, savedmodel, zoo
 from tests.test_download import refused
 
 ADDRESS = "https://storage.googleapis.com/bit_models/"
@@ -181,7 +181,7 @@ class TestRefused:
     def test_class_lists(self):
         for file in (None, 5, b"x", ["x"]):
             with refused("^file: expected a path below the published address", ValueError):
-                store.fetch_file(file)
+                fetching.fetch_file(file)
 
     def test_prefetch_of_no_list(self):
         for names in (None, 5):
@@ -215,7 +215,7 @@ class TestWithoutANetwork:
     def test_told_at_once(self, monkeypatch, tmp_path, how, door):
         cause = unreachable(monkeypatch, how)
         pauses = []
-        monkeypatch.setattr(download.time, "sleep", pauses.append)
+        monkeypatch.setattr(fetching.time, "sleep", pauses.append)
         with refused("cannot be downloaded; see whether this machine has a network") as caught:
             door("BiT-M-R50x1")
         assert pauses == [1]  # seconds
@@ -237,7 +237,7 @@ class TestWithoutANetwork:
             raise requests.exceptions.SSLError("certificate verify failed: self-signed certificate")
 
         monkeypatch.delenv("BITLIB_OFFLINE")
-        monkeypatch.setattr("bitlib.download.PAUSE", 0)
+        monkeypatch.setattr("bitlib.fetching.PAUSE", 0)
         monkeypatch.setattr(requests.Session, "get", get)
         with refused("No server was reached: certificate verify failed: self-signed certificate$"):
             checkpoint.fetch("BiT-M-R50x1")
