@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from bitlib import tensors
-from bitlib.layout import CheckpointError, check, infer, layout
+from bitlib.layout import CheckpointError
 from bitlib.tensors import require_finite as require_finite
 from bitlib.writing import replacing
 
 _NUMBERED = re.compile(r"\b(standardized_conv2d|group_norm|conv2d)_\d+(?=/)")
-
 
 _DIRECTORY = 1 << 20
 """Bytes that the directory of a zip may take, and so its number of members: the largest BiT needs 60 000."""
@@ -58,7 +57,7 @@ class Archive(tensors.Arrays):
     """
 
     def __init__(self, file: zipfile.ZipFile):
-        self._file = file
+        self._file, self.note = file, file.comment
         self._members: dict[str, zipfile.ZipInfo] = {}
         self.shapes = {}
         for member in file.infolist():
@@ -78,15 +77,13 @@ class Archive(tensors.Arrays):
             for name, member in self._members.items():
                 with _errors_of(name):
                     self.shapes[name] = self._read_header(name, member)
-        self.architecture = infer(self.shapes)
-        check(self.shapes, layout(self.architecture))
+        self.check()
 
     def _check_sizes(self) -> None:
         """Raise `CheckpointError` unless the file can hold what its directory declares."""
-        following = self._file.start_dir
-        by_place = sorted(self._members.items(), key=lambda item: item[1].header_offset, reverse=True)
-        stream = self._file.fp
+        following, stream = self._file.start_dir, self._file.fp
         assert stream is not None  # it is open
+        by_place = sorted(self._members.items(), key=lambda item: item[1].header_offset, reverse=True)
         for name, member in by_place:
             if member.flag_bits & 0x2061:  # encrypted, in one of three ways, or a patch of another file
                 raise CheckpointError(f"{name}: encrypted, expected plain data")
@@ -124,16 +121,15 @@ class Archive(tensors.Arrays):
         with self._file.open(member) as stream:
             start = io.BytesIO(stream.read(_HEADER))
         version = np.lib.format.read_magic(start)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(start)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(start)
+        else:
             raise CheckpointError(f"{name}: .npy version {version}, expected (1, 0) or (2, 0)")
-        shape, _, dtype = read(start)
         if dtype.hasobject:
             raise CheckpointError(
-                f"{name}: a pickled array (dtype object), expected float32; never unpickled here"
+                f"{name}: a pickled array (dtype object), expected float32; never unpickled"
             )
         if dtype.newbyteorder("=") != np.float32:
             raise CheckpointError(f"{name}: expected dtype float32, found {dtype}")
@@ -162,9 +158,8 @@ def _errors_of(name: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's parser of headers raise some twenty kinds
-        reason = (
-            str(error) if isinstance(error, (zipfile.BadZipFile, zlib.error, ValueError)) else repr(error)
-        )
+        plain = isinstance(error, (zipfile.BadZipFile, zlib.error, ValueError))
+        reason = str(error) if plain else repr(error)
         raise CheckpointError(f"{name}: corrupt or truncated ({reason})") from error
 
 
@@ -213,7 +208,7 @@ def opened(path: str | os.PathLike) -> Iterator[tensors.Arrays]:
 
 
 NOTE = "bitlib"
-"""The key of a note: of JSON in a zip's comment, or in the metadata of a `.safetensors`."""
+"""The key of a note, and of the JSON around it: a zip's comment, or a `.safetensors`' metadata."""
 
 
 def read_note(path: str | os.PathLike) -> dict:
@@ -223,21 +218,18 @@ def read_note(path: str | os.PathLike) -> dict:
         CheckpointError: there is one, and it is damaged.
     """
     try:
-        if Path(path).suffix == tensors.SUFFIX:
-            comment = tensors.read_note(Path(path)).encode()
-        else:
-            with _zip(Path(path)) as file:
-                comment = file.comment
+        with opened(path) as arrays:
+            text = arrays.note
     except (OSError, CheckpointError):
-        return {}  # `opened` says what is wrong with it
-    if not comment.startswith(b'{"%s":' % NOTE.encode()):
+        return {}  # whoever reads the arrays is told what is wrong with them
+    if not text.startswith(b'{"%s":' % NOTE.encode()):
         return {}
     try:
-        note = json.loads(comment)[NOTE]
+        note = json.loads(text)[NOTE]
+        if not isinstance(note, dict):
+            raise ValueError("not a dictionary")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the note that it carries is damaged ({error})") from error
-    if not isinstance(note, dict):
-        raise CheckpointError(f"{path}: the note that it carries is damaged (not a dictionary)")
     return note
 
 
