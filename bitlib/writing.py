@@ -79,7 +79,8 @@ def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] | No
 
 def _check(path: Path, unless) -> None:
     """Raise unless what stands at `path`, if anything, may be replaced."""
-    reason, kind = None, FileExistsError
+    reason: str | None = None
+    kind: type[OSError] = FileExistsError
     with suppress(FileNotFoundError):  # another writer moved it away meanwhile
         if path.is_dir() and unless:
             reason = unless(path)
