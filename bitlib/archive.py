@@ -65,9 +65,8 @@ class Archive(tensors.Arrays):
                 raise CheckpointError(f"{member.filename}: unexpected, not an array (.npy)")
             name = _NUMBERED.sub(r"\1", member.filename.removesuffix(".npy"))
             if name in self._members:
-                raise CheckpointError(
-                    f"{name}: duplicate, found as {self._members[name].filename} and {member.filename}"
-                )
+                both = f"{self._members[name].filename} and {member.filename}"
+                raise CheckpointError(f"{name}: duplicate, found as {both}")
             self._members[name] = member
         if not self._members:
             raise CheckpointError("the archive is empty, expected the arrays of a BiT")
@@ -87,27 +86,21 @@ class Archive(tensors.Arrays):
         for name, member in by_place:
             if member.flag_bits & 0x2061:  # encrypted, in one of three ways, or a patch of another file
                 raise CheckpointError(f"{name}: encrypted, expected plain data")
-            stored = member.compress_type == zipfile.ZIP_STORED
-            if not stored and member.compress_type != zipfile.ZIP_DEFLATED:
-                raise CheckpointError(
-                    f"{name}: compression method {member.compress_type}, expected stored (0) or deflated (8)"
-                )
+            method, stored = member.compress_type, member.compress_type == zipfile.ZIP_STORED
+            if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                expected = "expected stored (0) or deflated (8)"
+                raise CheckpointError(f"{name}: compression method {method}, {expected}")
             with _errors_of(name):
                 stream.seek(member.header_offset)
                 name_length, extra_length = struct.unpack("<26x2H", stream.read(30))
                 end = member.header_offset + 30 + name_length + extra_length + member.compress_size
-            if end > following:
-                raise CheckpointError(
-                    f"{name}: corrupt or truncated (its data end at byte {end}, "
-                    f"but the next thing in the file begins at {following})"
-                )
-            following = member.header_offset
-            largest = member.compress_size * (1 if stored else _DEFLATE)
-            if member.file_size > largest or (stored and member.file_size != largest):
-                raise CheckpointError(
-                    f"{name}: corrupt or truncated ({member.compress_size} bytes in the file cannot hold the "
-                    f"{member.file_size} declared)"
-                )
+                if end > following:
+                    raise ValueError(f"its data end at byte {end}, but what follows begins at {following}")
+                following = member.header_offset
+                size, declared = member.compress_size, member.file_size
+                largest = size * (1 if stored else _DEFLATE)
+                if declared > largest or (stored and declared != largest):
+                    raise ValueError(f"{size} bytes in the file cannot hold the {declared} declared")
         size = os.fstat(stream.fileno()).st_size
         declared = sum(member.file_size for member in self._members.values())
         times, more = _PLAUSIBLE

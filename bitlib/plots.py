@@ -118,10 +118,6 @@ def _picture(ax, image, title: str = "", size: float = 9):
     ax.axis("off")
 
 
-def _stage(name: str) -> str:
-    return next((stage for stage in STAGES if name.startswith(f"resnet/{stage}")), "head")
-
-
 def _kind(name: str, shape: Sequence[int]) -> str:
     if "group_norm" in name or name.endswith("bias"):
         return "gamma, beta, bias"
@@ -161,7 +157,9 @@ def anatomy(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> Figure:
     kinds = ("7×7 kernel", "1×1 kernel", "3×3 kernel", "projection", "head", "gamma, beta, bias")
     totals = {kind: np.zeros(len(STAGES)) for kind in kinds}
     for name, shape in shapes.items():
-        totals[_kind(name, shape)][STAGES.index(_stage(name))] += np.prod(shape)
+        stage = name.split("/")[1].replace("root_block", "root")
+        row = STAGES.index(stage) if stage in STAGES else -1  # the last norm, before the head
+        totals[_kind(name, shape)][row] += np.prod(shape)
     start = np.zeros(len(STAGES))
     for (kind, total), colour in zip(totals.items(), (PURPLE, BLUE, ORANGE, GREEN, RED, GREY), strict=True):
         right.barh(STAGES, total / 1e6, left=start / 1e6, color=colour, label=kind)
