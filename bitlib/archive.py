@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from bitlib import tensors
-from bitlib.layout import SUFFIXES, CheckpointError, check, infer, layout
+from bitlib.layout import SUFFIXES, CheckpointError
 from bitlib.tensors import require_finite as require_finite
 from bitlib.writing import replacing
 
 _NUMBERED = re.compile(r"\b(standardized_conv2d|group_norm|conv2d)_\d+(?=/)")
-
 
 _DIRECTORY = 1 << 20
 """Bytes that the directory of a zip may take, and so its number of members: the largest BiT needs 60 000."""
@@ -58,7 +57,7 @@ class Archive(tensors.Arrays):
     """
 
     def __init__(self, file: zipfile.ZipFile):
-        self._file = file
+        self._file, self.note = file, file.comment
         self._members: dict[str, zipfile.ZipInfo] = {}
         self.shapes = {}
         for member in file.infolist():
@@ -66,9 +65,8 @@ class Archive(tensors.Arrays):
                 raise CheckpointError(f"{member.filename}: unexpected, not an array (.npy)")
             name = _NUMBERED.sub(r"\1", member.filename.removesuffix(".npy"))
             if name in self._members:
-                raise CheckpointError(
-                    f"{name}: duplicate, found as {self._members[name].filename} and {member.filename}"
-                )
+                both = f"{self._members[name].filename} and {member.filename}"
+                raise CheckpointError(f"{name}: duplicate, found as {both}")
             self._members[name] = member
         if not self._members:
             raise CheckpointError("the archive is empty, expected the arrays of a BiT")
@@ -78,39 +76,31 @@ class Archive(tensors.Arrays):
             for name, member in self._members.items():
                 with _errors_of(name):
                     self.shapes[name] = self._read_header(name, member)
-        self.architecture = infer(self.shapes)
-        check(self.shapes, layout(self.architecture))
+        self.check()
 
     def _check_sizes(self) -> None:
         """Raise `CheckpointError` unless the file can hold what its directory declares."""
-        following = self._file.start_dir
-        by_place = sorted(self._members.items(), key=lambda item: item[1].header_offset, reverse=True)
-        stream = self._file.fp
+        following, stream = self._file.start_dir, self._file.fp
         assert stream is not None  # it is open
+        by_place = sorted(self._members.items(), key=lambda item: item[1].header_offset, reverse=True)
         for name, member in by_place:
             if member.flag_bits & 0x2061:  # encrypted, in one of three ways, or a patch of another file
                 raise CheckpointError(f"{name}: encrypted, expected plain data")
-            stored = member.compress_type == zipfile.ZIP_STORED
-            if not stored and member.compress_type != zipfile.ZIP_DEFLATED:
-                raise CheckpointError(
-                    f"{name}: compression method {member.compress_type}, expected stored (0) or deflated (8)"
-                )
+            method, stored = member.compress_type, member.compress_type == zipfile.ZIP_STORED
+            if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                expected = "expected stored (0) or deflated (8)"
+                raise CheckpointError(f"{name}: compression method {method}, {expected}")
             with _errors_of(name):
                 stream.seek(member.header_offset)
                 name_length, extra_length = struct.unpack("<26x2H", stream.read(30))
                 end = member.header_offset + 30 + name_length + extra_length + member.compress_size
-            if end > following:
-                raise CheckpointError(
-                    f"{name}: corrupt or truncated (its data end at byte {end}, "
-                    f"but the next thing in the file begins at {following})"
-                )
-            following = member.header_offset
-            largest = member.compress_size * (1 if stored else _DEFLATE)
-            if member.file_size > largest or (stored and member.file_size != largest):
-                raise CheckpointError(
-                    f"{name}: corrupt or truncated ({member.compress_size} bytes in the file cannot hold the "
-                    f"{member.file_size} declared)"
-                )
+                if end > following:
+                    raise ValueError(f"its data end at byte {end}, but what follows begins at {following}")
+                following = member.header_offset
+                size, declared = member.compress_size, member.file_size
+                largest = size * (1 if stored else _DEFLATE)
+                if declared > largest or (stored and declared != largest):
+                    raise ValueError(f"{size} bytes in the file cannot hold the {declared} declared")
         size = os.fstat(stream.fileno()).st_size
         declared = sum(member.file_size for member in self._members.values())
         times, more = _PLAUSIBLE
@@ -124,16 +114,15 @@ class Archive(tensors.Arrays):
         with self._file.open(member) as stream:
             start = io.BytesIO(stream.read(_HEADER))
         version = np.lib.format.read_magic(start)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(start)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(start)
+        else:
             raise CheckpointError(f"{name}: .npy version {version}, expected (1, 0) or (2, 0)")
-        shape, _, dtype = read(start)
         if dtype.hasobject:
             raise CheckpointError(
-                f"{name}: a pickled array (dtype object), expected float32; never unpickled here"
+                f"{name}: a pickled array (dtype object), expected float32; never unpickled"
             )
         if dtype.newbyteorder("=") != np.float32:
             raise CheckpointError(f"{name}: expected dtype float32, found {dtype}")
@@ -162,9 +151,8 @@ def _errors_of(name: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's parser of headers raise some twenty kinds
-        reason = (
-            str(error) if isinstance(error, (zipfile.BadZipFile, zlib.error, ValueError)) else repr(error)
-        )
+        plain = isinstance(error, (zipfile.BadZipFile, zlib.error, ValueError))
+        reason = str(error) if plain else repr(error)
         raise CheckpointError(f"{name}: corrupt or truncated ({reason})") from error
 
 
@@ -213,7 +201,7 @@ def opened(path: str | os.PathLike) -> Iterator[tensors.Arrays]:
 
 
 NOTE = "bitlib"
-"""The key of a note: of JSON in a zip's comment, or in the metadata of a `.safetensors`."""
+"""The key of a note, and of the JSON around it: a zip's comment, or a `.safetensors`' metadata."""
 
 
 def read_note(path: str | os.PathLike) -> dict:
@@ -223,21 +211,18 @@ def read_note(path: str | os.PathLike) -> dict:
         CheckpointError: there is one, and it is damaged.
     """
     try:
-        if Path(path).suffix == tensors.SUFFIX:
-            comment = tensors.read_note(Path(path)).encode()
-        else:
-            with _zip(Path(path)) as file:
-                comment = file.comment
+        with opened(path) as arrays:
+            text = arrays.note
     except (OSError, CheckpointError):
-        return {}  # `opened` says what is wrong with it
-    if not comment.startswith(b'{"%s":' % NOTE.encode()):
+        return {}  # whoever reads the arrays is told what is wrong with them
+    if not text.startswith(b'{"%s":' % NOTE.encode()):
         return {}
     try:
-        note = json.loads(comment)[NOTE]
+        note = json.loads(text)[NOTE]
+        if not isinstance(note, dict):
+            raise ValueError("not a dictionary")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the note that it carries is damaged ({error})") from error
-    if not isinstance(note, dict):
-        raise CheckpointError(f"{path}: the note that it carries is damaged (not a dictionary)")
     return note
 
 

@@ -45,11 +45,8 @@ class _Reusable(tf.Module):
 
 def function(model: BiT, input_range: tuple[float, float]) -> tuple[Callable, str]:
     """The model as one function of what callers feed, and the name of what comes out."""
-
-    def compute(inputs):
-        return model(_scaled(inputs, input_range))
-
-    return compute, "features" if model.head is None else "logits"
+    output = "features" if model.head is None else "logits"
+    return lambda inputs: model(_scaled(inputs, input_range)), output
 
 
 def _scaled(inputs, input_range):
@@ -130,10 +127,9 @@ def frozen(model: BiT, input_range: tuple[float, float], jit_compile: bool) -> t
     with ops.constant_kernels(model, operations):
         traced = tf.function(compute, input_signature=[INPUTS]).get_concrete_function()
         constant = convert_variables_to_constants_v2(traced)
-    halves = tf.function(_in_halves(constant), input_signature=[INPUTS])
     module = tf.Module()
-    module.__call__ = halves
-    return module, tf.function(lambda inputs: {output: halves(inputs)}, input_signature=[INPUTS])
+    module.__call__ = tf.function(_in_halves(constant), input_signature=[INPUTS])
+    return module, tf.function(lambda inputs: {output: module.__call__(inputs)}, input_signature=[INPUTS])
 
 
 def _in_halves(compute):

@@ -84,10 +84,9 @@ class Plan:
             return 0.0
         if step < self.warmup_steps:
             return self.base_lr * step / self.warmup_steps
-        passed = operator.le if self.variant == "paper" else operator.lt
-        rate = self.base_lr
+        rate, last = self.base_lr, step if self.variant == "paper" else step - 1
         for boundary in self.boundaries:
-            if passed(boundary, step):
+            if boundary <= last:
                 rate /= 10
         return rate
 
@@ -180,11 +179,10 @@ def plan(
     if not 0 <= mixup_alpha < float("inf"):
         raise ValueError(f"mixup_alpha: expected 0 or more, received {mixup_alpha!r}")
 
-    ruled_resize, ruled_crop = _resolution(height * width, variant, architecture)
-    if resize is None and crop is not None and crop > ruled_resize:
-        ruled_resize = crop
-    resize = ruled_resize if resize is None else _positive("resize", resize)
-    crop = min(ruled_crop, resize) if crop is None else _positive("crop", crop)
+    rule = _resolution(height * width, variant, architecture)
+    crop = None if crop is None else _positive("crop", crop)
+    resize = max(rule[0], crop or 0) if resize is None else _positive("resize", resize)
+    crop = crop or min(rule[1], resize)
     if crop > resize:
         raise ValueError(f"crop: expected at most resize, {resize}, received {crop}")
 

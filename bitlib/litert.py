@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ import tensorflow as tf
 
 from bitlib import ops
 from bitlib.graphs import INPUTS, function, without_log
-from bitlib.inputs import check_input_range, check_shape
+from bitlib.inputs import SMALLEST, check_input_range, check_shape
 from bitlib.model import BiT
 from bitlib.progress import stderr_aside
 from bitlib.writing import replacing
@@ -135,8 +134,7 @@ def _check(model, input_range, precision) -> None:
         raise ValueError(
             f"model: computes in {model.compute_dtype}, expected float32; load it with dtype='float32'"
         )
-    size = 4 * model.count_params()
-    if size > MAX_BYTES:
+    if (size := 4 * model.count_params()) > MAX_BYTES:
         raise ValueError(f"model: {size:,} bytes of weights, a .tflite file is made of {MAX_BYTES:,} at most")
     check_input_range(input_range)
     if precision not in PRECISIONS:
@@ -145,21 +143,23 @@ def _check(model, input_range, precision) -> None:
 
 def _checked_images(representative, input_range, precision: str) -> np.ndarray | None:
     """The representative images, if they are some and are needed; None where they are not."""
-    expected = f"expected float images [N, H, W, 3] in {list(input_range)}, H and W at least 32"
     if precision != "int8":
         if representative is not None:
             raise ValueError(f"representative: expected None, as precision is {precision!r} and not 'int8'")
         return None
-    if representative is None:
-        raise ValueError(f"representative: {expected}; precision 'int8' takes its ranges from them")
     images = np.asarray(representative)
-    if images.ndim != 4 or images.shape[3] != 3 or not len(images) or min(images.shape[1:3]) < 32:
-        raise ValueError(f"representative: {expected}; received shape {list(images.shape)}")
-    if images.dtype.kind != "f":
-        raise ValueError(f"representative: {expected}; received {images.dtype}")
-    low, high = float(images.min()), float(images.max())
-    if not (input_range[0] - 1e-3 <= low <= high <= input_range[1] + 1e-3):
-        raise ValueError(f"representative: {expected}; received values from {low:.4g} to {high:.4g}")
+    (low, high), found = input_range, ""
+    if representative is None:
+        found = "None, and precision 'int8' takes its ranges from them"
+    elif images.ndim != 4 or images.shape[3] != 3 or not len(images) or min(images.shape[1:3]) < SMALLEST:
+        found = f"shape {list(images.shape)}"
+    elif images.dtype.kind != "f":
+        found = str(images.dtype)
+    elif not (low - 1e-3 <= images.min() <= images.max() <= high + 1e-3):
+        found = f"values from {images.min():.4g} to {images.max():.4g}"
+    if found:
+        expected = f"float images [N, H, W, 3] in {list(input_range)}, H and W at least {SMALLEST}"
+        raise ValueError(f"representative: expected {expected}; received {found}")
     return images.astype(np.float32)
 
 
@@ -173,15 +173,16 @@ def _converted(model: BiT, input_range, precision: str, images: np.ndarray | Non
 
     compute, output = function(model, input_range)
 
-    def with_nan(inputs):
+    def results(inputs):
         zero = tf.reduce_sum(inputs - inputs, (1, 2, 3))[:, None]
-        return compute(inputs) + zero  # NaN, where a pixel is NaN or infinite: LiteRT's ReLU loses it
+        return {output: compute(inputs) + zero}  # NaN where a pixel is NaN or infinite, which its ReLU loses
 
-    with _quiet():
+    # The converter logs a dozen lines; what fails is raised.
+    with without_log(), stderr_aside(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         # Kernels in variables, which the converter reads: in a graph they would be copied at each step of it.
         with ops.constant_kernels(model, ops.REDUCED, hold):
-            traced = tf.function(lambda inputs: {output: with_nan(inputs)}, input_signature=[INPUTS])
-            concrete = traced.get_concrete_function()
+            concrete = tf.function(results, input_signature=[INPUTS]).get_concrete_function()
         weights.others = [variable.value for variable in model.variables]
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], weights)
         # Else the file would have variables, which nothing fills: its results are noise, without an error.
@@ -194,11 +195,3 @@ def _converted(model: BiT, input_range, precision: str, images: np.ndarray | Non
             converter.representative_dataset = lambda: ([image[None]] for image in images)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         return converter.convert()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The converter logs a dozen lines; what fails is raised."""
-    with without_log(), stderr_aside(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

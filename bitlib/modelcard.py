@@ -69,29 +69,24 @@ def text(
         digest = f", SHA-256 `{source.sha256}`" if source.path.is_file() else ""
         address = f", published at {published.url}" if published and published.url else ""
         weights = f"`{source.path.name}`{digest}{address}"
-    if model.tuned:
-        weights += ", fine-tuned since"
+    units, size = "-".join(map(str, model.units)), f"{model.count_params():,} parameters"
+    what = f"A BiT-ResNet of {units} units and width {model.width:g}, {size}"
+    what += f", trained on {published.trained_on}" if published else ""
+    what += "; for inference only, its weights are constants" if frozen else ""
+    what += "; XLA compiles parts of it at the first call with each shape of images" if compiled else ""
     output = "stages" if stages else "features" if model.head is None else "logits"
+    known = card if published or model.tuned else None
     return CARD.format(
         mark=_MARK,
         title=card.name if card else "A BiT-ResNet",
-        what=(
-            f"A BiT-ResNet of {'-'.join(map(str, model.units))} units and width {model.width:g}, "
-            f"{model.count_params():,} parameters"
-            + (f", trained on {published.trained_on}" if published else "")
-            + ("; for inference only, its weights are constants" if frozen else "")
-            + ("; XLA compiles parts of it at the first call with each shape of images" if compiled else "")
-            + "."
-        ),
-        weights=weights + ".",
+        what=what + ".",
+        weights=weights + (", fine-tuned since." if model.tuned else "."),
         range="[-1, 1]" if tuple(input_range) == (-1, 1) else "[0, 1]",
         output=output,
         results=_stages(model) if stages else _vectors(model, output),
         more=_MORE if serving_bytes else "",
         key="" if stages else f'["{output}"]',
-        preprocessing=_preprocessing(card)
-        if card and (published or model.tuned)
-        else "that of the images it was trained on.",
+        preprocessing=_preprocessing(known) if known else "that of the images it was trained on.",
         licence=f"{published.licence}." if published else "that of its weights.",
         citation=published.citation if published else zoo.BIT_CITATION,
         hub="" if frozen else ", to train it further with `trainable=True`",

@@ -12,6 +12,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -63,23 +64,28 @@ def write(
 
     Raises:
         ImportError: the package `onnx` is not installed.
-        ValueError: as `check`.
+        ValueError: `input_range` is neither (-1, 1) nor (0, 1), or (0, 1) with `uint8`; `batch_shape` is
+            neither None nor `(N, height, width, 3)`, height and width at least 32.
         IsADirectoryError: `path` is a folder.
     """
     library = check(input_range, uint8, batch_shape)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = model.arrays
     scale = "[0, 255]" if uint8 else "[0, 1]" if tuple(input_range) == (0, 1) else "[-1, 1]"
-    notes = modelcard.metadata(model) | {"input_range": scale}
+    graph = _Graph(library, model.arrays, scale, batch_shape)
     with replacing(path) as temporary:
         if 4 * model.count_params() <= LARGEST:
-            graph = _network(arrays, scale, _Graph(library, batch_shape))
+            network = _network(graph)
         else:
-            data = path.with_name(f"{path.stem}-{_digest(arrays)}.data")
-            with replacing(data) as beside, beside.open("wb") as stream:
-                graph = _network(arrays, scale, _Graph(library, batch_shape, stream, data.name))
-        temporary.write_bytes(_proto(graph, notes).SerializeToString(deterministic=True))
+            data = path.with_name(f"{path.stem}-{_digest(model.arrays)}.data")
+            with replacing(data) as beside, beside.open("wb") as graph.stream:
+                graph.location = data.name
+                network = _network(graph)
+        opset = library.helper.make_opsetid("", OPSET)
+        proto = library.helper.make_model(network, opset_imports=[opset], ir_version=IR)
+        proto.producer_name, proto.producer_version = "bitlib", sys.modules["bitlib"].__version__
+        library.helper.set_model_props(proto, modelcard.metadata(model) | {"input_range": scale})
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
     return path
 
 
@@ -88,16 +94,7 @@ def check(
     uint8: bool = False,
     batch_shape: tuple[int, int, int, int] | None = None,
 ) -> Any:
-    """Whatever can be said of the arguments of `write` without a model.
-
-    Returns:
-        The package `onnx`.
-
-    Raises:
-        ImportError: it is not installed.
-        ValueError: `input_range` is neither (-1, 1) nor (0, 1), or (0, 1) with `uint8`; `batch_shape` is
-            neither None nor `(N, height, width, 3)`, height and width at least 32.
-    """
+    """Check the arguments of `write` that need no model. Returns the package `onnx`; raises as `write`."""
     check_input_range(input_range)
     if uint8 and tuple(input_range) != (-1, 1):
         raise ValueError(f"input_range: uint8=True takes [0, 255], expected no range; received {input_range}")
@@ -111,9 +108,8 @@ def check(
     try:
         import onnx
     except ImportError:
-        raise ImportError(
-            "onnx: the package is not installed; pip install 'bitlib[onnx]' brings it"
-        ) from None
+        reason = "onnx: the package is not installed; pip install 'bitlib[onnx]' brings it"
+        raise ImportError(reason) from None
     return onnx
 
 
@@ -130,27 +126,22 @@ def _digest(arrays: Mapping) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass
 class _Graph:
     """Nodes and constants of a graph in the making; the values of constants may go to a stream."""
 
-    def __init__(
-        self,
-        library: Any,
-        batch_shape: tuple[int, ...] | None,
-        stream: BinaryIO | None = None,
-        location: str = "",
-    ):
-        self.helper, self.types = library.helper, library.TensorProto
-        self.batch_shape = batch_shape
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-        self._stream, self._location = stream, location
+    library: Any
+    arrays: Mapping
+    scale: str
+    batch_shape: tuple[int, ...] | None
+    stream: BinaryIO | None = None
+    location: str = ""
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         """Add an operation; returns the name of its result, which is its own."""
-        self.nodes.append(self.helper.make_node(kind, inputs, [name], name, **attributes))
+        self.nodes.append(self.library.helper.make_node(kind, inputs, [name], name, **attributes))
         return name
 
     def constant(self, name: str, values: Any) -> str:
@@ -158,40 +149,29 @@ class _Graph:
         if name not in self.constants:
             array = np.asarray(values)
             array = np.ascontiguousarray(array, "<i8" if array.dtype.kind == "i" else "<f4")
-            tensor = self.constants[name] = self.types(name=name, dims=np.shape(values))
+            tensor = self.constants[name] = self.library.TensorProto(name=name, dims=np.shape(values))
             tensor.data_type = tensor.INT64 if array.dtype.kind == "i" else tensor.FLOAT
-            if self._stream is None or array.nbytes < 1024:  # small ones, shapes, are read with the graph
+            if self.stream is None or array.nbytes < 1024:  # small ones, shapes, are read with the graph
                 tensor.raw_data = array.tobytes()
             else:
                 tensor.data_location = tensor.EXTERNAL
-                place = {"location": self._location, "offset": self._stream.tell(), "length": array.nbytes}
+                place = {"location": self.location, "offset": self.stream.tell(), "length": array.nbytes}
                 for key, value in place.items():
                     tensor.external_data.add(key=key, value=str(value))
-                self._stream.write(array.tobytes())
+                self.stream.write(array.tobytes())
         return name
 
 
-def _proto(graph: _Graph, notes: Mapping[str, str]) -> onnx.ModelProto:
-    """The graph, who made it, and notes about it."""
-    helper = graph.helper
-    constants = list(graph.constants.values())
-    made = helper.make_graph(graph.nodes, "bit", graph.inputs, graph.outputs, constants)
-    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
-    proto.producer_name, proto.producer_version = "bitlib", sys.modules["bitlib"].__version__
-    helper.set_model_props(proto, dict(notes))
-    return proto
-
-
-def _network(arrays: Mapping, scale: str, graph: _Graph) -> _Graph:
+def _network(graph: _Graph) -> onnx.GraphProto:
     """All of it: images, root, units, pooled features, head; as `bitlib.reference.forward`."""
-    dtype = graph.types.UINT8 if scale == "[0, 255]" else graph.types.FLOAT
+    arrays, info, types = graph.arrays, graph.library.helper.make_tensor_value_info, graph.library.TensorProto
     shape = graph.batch_shape or ("N", "height", "width", 3)
-    graph.inputs.append(graph.helper.make_tensor_value_info("inputs", dtype, shape))
-    x = graph.node("Transpose", [_scaled(graph, scale)], "images", perm=[0, 3, 1, 2])
-    x = _pool(graph, _convolution(graph, arrays, x, ROOT, stride=2))
+    fed = info("inputs", types.UINT8 if graph.scale == "[0, 255]" else types.FLOAT, shape)
+    x = graph.node("Transpose", [_scaled(graph)], "images", perm=[0, 3, 1, 2])
+    x = _pool(graph, _convolution(graph, x, ROOT, stride=2))
     for path, stride in reference.units(arrays):
-        x = _unit(graph, arrays, x, path, stride)
-    x = _group_norm(graph, arrays, x, "resnet/group_norm")
+        x = _unit(graph, x, path, stride)
+    x = _group_norm(graph, x, "resnet/group_norm")
     x = graph.node("GlobalAveragePool", [x], "pooled")
     x = graph.node("Add", [x, _zero_or_nan(graph)], "pooled/with_nan")
     x = graph.node("Flatten", [x], "features")
@@ -199,8 +179,9 @@ def _network(arrays: Mapping, scale: str, graph: _Graph) -> _Graph:
         kernel = graph.constant(HEAD[0], _values(arrays, HEAD[0])[0, 0])
         x = graph.node("Gemm", [x, kernel, graph.constant(HEAD[1], _values(arrays, HEAD[1]))], "logits")
     size = arrays[HEAD[1] if x == "logits" else "resnet/group_norm/gamma"].shape[0]
-    graph.outputs.append(graph.helper.make_tensor_value_info(x, graph.types.FLOAT, [shape[0], size]))
-    return graph
+    given = info(x, types.FLOAT, [shape[0], size])
+    constants = list(graph.constants.values())
+    return graph.library.helper.make_graph(graph.nodes, "bit", [fed], [given], constants)
 
 
 def _zero_or_nan(graph: _Graph) -> str:
@@ -209,21 +190,21 @@ def _zero_or_nan(graph: _Graph) -> str:
     return graph.node("Sub", [mean, mean], "images/zero_or_nan")
 
 
-def _scaled(graph: _Graph, scale: str) -> str:
+def _scaled(graph: _Graph) -> str:
     """Images in [-1, 1] from what callers feed."""
-    if scale == "[-1, 1]":
-        return "inputs"
     x = "inputs"
-    if scale == "[0, 255]":
-        x = graph.node("Cast", [x], "floats", to=graph.types.FLOAT)
-    half = graph.constant("half", 127.5 if scale == "[0, 255]" else 0.5)
+    if graph.scale == "[-1, 1]":
+        return x
+    if graph.scale == "[0, 255]":
+        x = graph.node("Cast", [x], "floats", to=graph.library.TensorProto.FLOAT)
+    half = graph.constant("half", 127.5 if graph.scale == "[0, 255]" else 0.5)
     x = graph.node("Div", [x, half], "from_0_to_2")
     return graph.node("Sub", [x, graph.constant("one", 1.0)], "from_-1_to_1")
 
 
-def _convolution(graph: _Graph, arrays: Mapping, x: str, name: str, stride: int = 1) -> str:
+def _convolution(graph: _Graph, x: str, name: str, stride: int = 1) -> str:
     """A convolution with a standardised kernel, padded on both sides by half its size."""
-    kernel = reference.standardize(_values(arrays, name)).transpose(3, 2, 0, 1)
+    kernel = reference.standardize(_values(graph.arrays, name)).transpose(3, 2, 0, 1)
     size = kernel.shape[-1]
     return graph.node(
         "Conv", [x, graph.constant(name, kernel)], name.removesuffix("/kernel"),
@@ -252,29 +233,28 @@ def _pool(graph: _Graph, x: str) -> str:
     return graph.node("Max", [x, least], "pool")
 
 
-def _unit(graph: _Graph, arrays: Mapping, x: str, path: str, stride: int) -> str:
+def _unit(graph: _Graph, x: str, path: str, stride: int) -> str:
     """A pre-activation bottleneck; the first of a block projects its shortcut."""
 
     def convolved(x, part, stride=1):
-        return _convolution(graph, arrays, x, f"{path}/{part}/standardized_conv2d/kernel", stride)
+        return _convolution(graph, x, f"{path}/{part}/standardized_conv2d/kernel", stride)
 
-    residual = _group_norm(graph, arrays, x, f"{path}/a/group_norm")
-    projects = f"{path}/a/proj/standardized_conv2d/kernel" in arrays
+    residual = _group_norm(graph, x, f"{path}/a/group_norm")
+    projects = f"{path}/a/proj/standardized_conv2d/kernel" in graph.arrays
     shortcut = convolved(residual, "a/proj", stride) if projects else x
     residual = convolved(residual, "a")
-    residual = convolved(_group_norm(graph, arrays, residual, f"{path}/b/group_norm"), "b", stride)
-    residual = convolved(_group_norm(graph, arrays, residual, f"{path}/c/group_norm"), "c")
+    residual = convolved(_group_norm(graph, residual, f"{path}/b/group_norm"), "b", stride)
+    residual = convolved(_group_norm(graph, residual, f"{path}/c/group_norm"), "c")
     return graph.node("Add", [shortcut, residual], path)
 
 
-def _group_norm(graph: _Graph, arrays: Mapping, x: str, name: str) -> str:
+def _group_norm(graph: _Graph, x: str, name: str) -> str:
     """GroupNorm with 32 groups and epsilon 1e-5, and the ReLU after it, in the form that is fastest."""
-    if graph.batch_shape:
-        return _group_norm_of_fixed_shape(graph, arrays, x, name)
-    return _group_norm_of_any_shape(graph, arrays, x, name)
+    form = _group_norm_of_fixed_shape if graph.batch_shape else _group_norm_of_any_shape
+    return form(graph, x, name)
 
 
-def _group_norm_of_any_shape(graph: _Graph, arrays: Mapping, x: str, name: str) -> str:
+def _group_norm_of_any_shape(graph: _Graph, x: str, name: str) -> str:
     """The groups are normalised as if each were a channel.
 
     Scale and shift of the true channels are a depthwise 1×1 convolution: with the ReLU, runtimes make one
@@ -288,21 +268,21 @@ def _group_norm_of_any_shape(graph: _Graph, arrays: Mapping, x: str, name: str) 
     ones, zeros = graph.constant("ones", np.ones(_GROUPS)), graph.constant("zeros", np.zeros(_GROUPS))
     y = graph.node("InstanceNormalization", [y, ones, zeros], f"{name}/normal", epsilon=1e-5)
     y = graph.node("Reshape", [y, shape], f"{name}/channels")
-    gamma = graph.constant(f"{name}/gamma", _values(arrays, f"{name}/gamma")[:, None, None, None])
-    beta = graph.constant(f"{name}/beta", _values(arrays, f"{name}/beta"))
-    channels = arrays[f"{name}/gamma"].shape[0]
+    gamma = graph.constant(f"{name}/gamma", _values(graph.arrays, f"{name}/gamma")[:, None, None, None])
+    beta = graph.constant(f"{name}/beta", _values(graph.arrays, f"{name}/beta"))
+    channels = graph.arrays[f"{name}/gamma"].shape[0]
     y = graph.node("Conv", [y, gamma, beta], f"{name}/scaled", group=channels, kernel_shape=[1, 1])
     return graph.node("Relu", [y], name)
 
 
-def _group_norm_of_fixed_shape(graph: _Graph, arrays: Mapping, x: str, name: str) -> str:
+def _group_norm_of_fixed_shape(graph: _Graph, x: str, name: str) -> str:
     """Mean and variance of each channel, those of a group averaged; then one scale and shift a channel.
 
     Large arrays keep their shape, and so, in OpenVINO, the layout that convolutions want: where all sizes
     are known it makes one pass of each chain of small operations. The variance is that of what the mean
     was subtracted from: the mean of squares less the square of the mean would lose digits.
     """
-    channels = arrays[f"{name}/gamma"].shape[0]
+    channels = graph.arrays[f"{name}/gamma"].shape[0]
     grouped = graph.constant("groups", [0, _GROUPS, -1])
     channelwise = graph.constant(f"channels/{channels}", [0, channels, 1, 1])
 
@@ -313,7 +293,9 @@ def _group_norm_of_fixed_shape(graph: _Graph, arrays: Mapping, x: str, name: str
         return graph.node("ReduceMean", [y], result, axes=[2], keepdims=1)
 
     def parameter(kind: str) -> str:
-        return graph.constant(f"{name}/{kind}", _values(arrays, f"{name}/{kind}").reshape(1, _GROUPS, -1))
+        return graph.constant(
+            f"{name}/{kind}", _values(graph.arrays, f"{name}/{kind}").reshape(1, _GROUPS, -1)
+        )
 
     mean = means(x, f"{name}/mean")
     zeros = graph.constant(f"zeros/{channels}", np.zeros((1, 1, channels // _GROUPS)))

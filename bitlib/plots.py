@@ -8,9 +8,10 @@ readers who do not see it.
 from __future__ import annotations
 
 import io
-import re
+import string
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -18,11 +19,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from bitlib.layout import infer
+
 if TYPE_CHECKING:
     from bitlib.finetune import History
     from bitlib.hyperrule import Plan
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#999999"
+
+LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (PURPLE, "-."))
+POINTS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PURPLE, "^"), (RED, "v"), (GREY, "x"))
 
 WIDTH = 8.3
 """Width in inches of the widest figure: at 100 pixels an inch, what JupyterLab shows without shrinking it."""
@@ -34,6 +40,11 @@ class Described(Figure):
     """A figure with a text alternative, shown on a page with twice the pixels of its size."""
 
     alt = ""
+
+    def described(self, text: str, listed: Sequence[str] = (), between: str = "; ") -> Described:
+        """The figure itself, with a text and what it lists as its text alternative."""
+        self.alt = f"{text} {between.join(listed)}." if listed else text
+        return self
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -74,6 +85,30 @@ def _plain(ax, title: str = "", x: str = "", y: str = ""):
     ax.set(title=title, xlabel=x, ylabel=y)
 
 
+def _rows_named(ax, names) -> None:
+    """Name the rows of a chart, the first at the top."""
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _legend_above(fig, ax, columns: int) -> None:
+    entries = ax.get_legend_handles_labels()
+    fig.legend(*entries, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def _keys(table: Mapping[str, Mapping]) -> list[str]:
+    """The keys of the inner dictionaries, each once."""
+    return list(dict.fromkeys(key for row in table.values() for key in row))
+
+
+def _listed(table: Mapping[str, Mapping], spoken) -> list[str]:
+    """A sentence part for each row of a table; `spoken` says a value of it."""
+    return [
+        f"{name}: " + ", ".join(f"{key} {spoken(value)}" for key, value in row.items())
+        for name, row in table.items()
+    ]
+
+
 def _picture(ax, image, title: str = "", size: float = 9):
     image = np.asarray(image)
     if image.dtype.kind == "f":
@@ -81,11 +116,6 @@ def _picture(ax, image, title: str = "", size: float = 9):
     ax.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
     ax.set_title(title, fontsize=size)
     ax.axis("off")
-
-
-def _stage(name: str) -> str:
-    match = re.match(r"resnet/(root|block\d|head)", name)
-    return match[1] if match else "head"
 
 
 def _kind(name: str, shape: Sequence[int]) -> str:
@@ -98,7 +128,7 @@ def _kind(name: str, shape: Sequence[int]) -> str:
     return f"{shape[0]}×{shape[1]} kernel"
 
 
-def anatomy(shapes: Mapping[str, Sequence[int]], resolution: int) -> Figure:
+def anatomy(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> Figure:
     """A checkpoint's network, stage by stage, beside the parameters that its arrays hold.
 
     Args:
@@ -106,57 +136,43 @@ def anatomy(shapes: Mapping[str, Sequence[int]], resolution: int) -> Figure:
         resolution: height and width of the input in pixels, for the sizes of the feature maps.
     """
     fig, (left, right) = _figure(1, 2, (WIDTH, 3.6), width_ratios=(1.25, 1))
-    channels = {"root": shapes["resnet/root_block/standardized_conv2d/kernel"][-1]}
-    units = dict.fromkeys(STAGES, 0)
-    for name, shape in shapes.items():
-        if name.endswith("c/standardized_conv2d/kernel"):
-            channels[_stage(name)] = shape[-1]
-            units[_stage(name)] += 1
-    bias = shapes.get("resnet/head/conv2d/bias")
+    units, width, classes = infer(shapes)
     for row, stage in enumerate(STAGES):
         side = -(-resolution // (4 * 2 ** max(0, row - 1)))
-        if stage == "head":
-            text = "GroupNorm, ReLU, average" + (f" → {bias[0]} logits" if bias else "")
+        if stage == "root":
+            text = f"7×7 convolution, pool → {side}×{side}×{int(64 * width)}"
+        elif stage == "head":
+            text = "GroupNorm, ReLU, average" + (f" → {classes} logits" if classes else "")
         else:
-            count = units[stage]
-            what = f"{count} unit{'s' * (count > 1)}" if count else "7×7 convolution, pool"
-            text = f"{what} → {side}×{side}×{channels[stage]}"
+            count = units[row - 1]
+            text = f"{count} unit{'s' * (count > 1)} → {side}×{side}×{int(64 * width) * 2 ** (row + 1)}"
         left.text(0.02, row, stage, weight="bold", va="center")
         left.text(0.2, row, text, va="center")
         if row:
-            left.annotate(
-                "", (0.08, row - 0.22), (0.08, row - 0.78), arrowprops={"arrowstyle": "->", "color": GREY}
-            )
+            arrow = {"arrowstyle": "->", "color": GREY}
+            left.annotate("", (0.08, row - 0.22), (0.08, row - 0.78), arrowprops=arrow)
     left.set(xlim=(0, 1), ylim=(5.6, -0.6), title=f"The network at {resolution}×{resolution} pixels")
     left.axis("off")
 
-    colours = {
-        "7×7 kernel": PURPLE,
-        "1×1 kernel": BLUE,
-        "3×3 kernel": ORANGE,
-        "projection": GREEN,
-        "head": RED,
-        "gamma, beta, bias": GREY,
-    }
-    totals = {kind: np.zeros(len(STAGES)) for kind in colours}
+    kinds = ("7×7 kernel", "1×1 kernel", "3×3 kernel", "projection", "head", "gamma, beta, bias")
+    totals = {kind: np.zeros(len(STAGES)) for kind in kinds}
     for name, shape in shapes.items():
-        totals[_kind(name, shape)][STAGES.index(_stage(name))] += np.prod(shape)
+        stage = name.split("/")[1].replace("root_block", "root")
+        row = STAGES.index(stage) if stage in STAGES else -1  # the last norm, before the head
+        totals[_kind(name, shape)][row] += np.prod(shape)
     start = np.zeros(len(STAGES))
-    for kind, total in totals.items():
-        right.barh(STAGES, total / 1e6, left=start / 1e6, color=colours[kind], label=kind)
+    for (kind, total), colour in zip(totals.items(), (PURPLE, BLUE, ORANGE, GREEN, RED, GREY), strict=True):
+        right.barh(STAGES, total / 1e6, left=start / 1e6, color=colour, label=kind)
         start += total
     right.invert_yaxis()
     right.legend(frameon=False, fontsize=8)
     _plain(right, "Where its parameters are", "parameters (millions)")
-    millions = ", ".join(
-        f"{stage} {sum(total[row] for total in totals.values()) / 1e6:.2g}"
-        for row, stage in enumerate(STAGES)
-    )
-    fig.alt = (
+    return fig.described(
         f"Diagram of the network at {resolution} by {resolution} pixels, from the root through four blocks "
-        f"to the head; beside it, bars of the millions of parameters in each: {millions}."
+        "to the head; beside it, bars of the millions of parameters in each:",
+        [f"{stage} {total / 1e6:.2g}" for stage, total in zip(STAGES, start, strict=True)],
+        ", ",
     )
-    return fig
 
 
 def kernels(kernel) -> Figure:
@@ -172,8 +188,9 @@ def kernels(kernel) -> Figure:
     for ax, filter_ in zip(axes.flat, np.moveaxis(kernel, -1, 0), strict=False):
         low, high = filter_.min(), filter_.max()
         ax.imshow((filter_ - low) / max(high - low, 1e-12))
-    fig.alt = f"{kernel.shape[-1]} small colour pictures of 7 by 7 pixels, one for each filter of the root."
-    return fig
+    return fig.described(
+        f"{kernel.shape[-1]} small colour pictures of 7 by 7 pixels, one for each filter of the root."
+    )
 
 
 def standardization(kernel, standardized) -> Figure:
@@ -186,21 +203,16 @@ def standardization(kernel, standardized) -> Figure:
     for ax, values, title in zip(axes, (kernel, standardized), ("as stored", "standardised"), strict=True):
         values = np.asarray(values).reshape(-1, np.shape(values)[-1])
         ax.plot(values.mean(axis=0), values.std(axis=0), "o", ms=5, color=BLUE, alpha=0.5)
-        _plain(
-            ax,
-            f"{values.shape[-1]} filters, {title}",
-            "mean of a filter's weights",
-            "their standard deviation",
-        )
+        title = f"{values.shape[-1]} filters, {title}"
+        _plain(ax, title, "mean of a filter's weights", "their standard deviation")
     span = max(np.abs(axes[0].get_xlim()))
     axes[0].set(xlim=(-span, span), ylim=(0, 1.1 * axes[0].get_ylim()[1]))
     axes[0].locator_params(axis="x", nbins=5)
     axes[1].set(xlim=(-1, 1), ylim=(0, 2))
-    fig.alt = (
+    return fig.described(
         "Two scatter plots of mean against standard deviation, a dot for each filter: scattered as stored, "
         "all at mean 0 and deviation 1 once standardised."
     )
-    return fig
 
 
 def group_norm(before, after, groups: int = 32) -> Figure:
@@ -220,11 +232,10 @@ def group_norm(before, after, groups: int = 32) -> Figure:
         _plain(ax, f"Values {title}", "group", "activation")
     axes[1].set_ylim(None, 1.3 * axes[1].get_ylim()[1])
     axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
-    fig.alt = (
+    return fig.described(
         f"Two plots of the values of {groups} groups of channels, median and the range from 5 to 95 %: "
         "spread differently going in, alike and not negative coming out."
     )
-    return fig
 
 
 def agreement(values, reference, label: str = "logit") -> Figure:
@@ -245,11 +256,10 @@ def agreement(values, reference, label: str = "logit") -> Figure:
     right.axvline(-4, color=RED, ls="--")
     right.text(-4.1, right.get_ylim()[1] * 0.9, "limit", color=RED, ha="right")
     _plain(right, "Their difference", "log10 of the share of the largest value", "count")
-    fig.alt = (
+    return fig.described(
         f"Left, {label}s of the port against those of the reference, on the diagonal; right, a histogram of "
         f"their differences, up to 10 to the power of {np.log10(difference).max():.1f} of the largest value."
     )
-    return fig
 
 
 def predictions(
@@ -274,29 +284,29 @@ def predictions(
         ax.axis("on")
         ax.barh(range(len(best)), [p for _, p in best], color=BLUE, alpha=0.35)
         for place, (name, probability) in enumerate(best):
-            ax.text(
-                0.02,
-                place,
-                f"{probability:.0%}  {shorten(name.replace(' LETTER', ''), 26)}",
-                va="center",
-                fontsize=8,
-            )
+            text = f"{probability:.0%}  {shorten(name.replace(' LETTER', ''), 26)}"
+            ax.text(0.02, place, text, va="center", fontsize=8)
         ax.set(xlim=(0, 1), ylim=(k - 0.5, -0.5), xticks=[], yticks=[])
         ax.spines[["top", "right", "bottom"]].set_visible(False)
-    answers = [
-        f"{title}: {shorten(found[0][0])} {found[0][1]:.0%}" for title, found in zip(titles, top, strict=True)
-    ]
-    fig.alt = f"{len(answers)} pictures with bars of their likeliest classes. " + "; ".join(answers) + "."
-    return fig
+    answers = [f"{title}: {_share(best[0])}" for title, best in zip(titles, top, strict=True)]
+    return fig.described(f"{len(answers)} pictures with bars of their likeliest classes.", answers)
 
 
 def shorten(name: str, length: int = 34) -> str:
-    """The first of a class's names, fit for a figure: LATIN CAPITAL LETTER O -> Latin capital letter O."""
+    """The first of a class's names, fit for a figure: LATIN CAPITAL LETTER O -> Latin capital letter O.
+
+    The letter that it describes has its own case: LATIN SMALL LETTER T -> Latin small letter t.
+    """
     name = name.split(",")[0]
     if name.isupper():
-        head, _, last = name.rpartition(" ")
-        name = f"{head.capitalize()} {last if len(last) == 1 else last.lower()}".strip()
+        letters = () if "SMALL" in name and "CAPITAL" not in name else (*string.ascii_uppercase, "AE", "OI")
+        name = " ".join(word if word in letters else word.lower() for word in name.split(" "))
+        name = name[0].upper() + name[1:]
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _share(pair: tuple[str, float]) -> str:
+    return f"{shorten(pair[0])} {pair[1]:.0%}"
 
 
 def confusions(pairs: Sequence[tuple], count: int = 6) -> Figure:
@@ -312,8 +322,7 @@ def confusions(pairs: Sequence[tuple], count: int = 6) -> Figure:
         _picture(axes[0, column], picture, _wrapped(true_name), 8)
         _picture(axes[1, column], other, "taken for\n" + _wrapped(other_name), 8)
     taken = [f"{shorten(pair[1])} for {shorten(pair[3])}" for pair in pairs]
-    fig.alt = "Pictures above the class that they were taken for: " + "; ".join(taken or ["none"]) + "."
-    return fig
+    return fig.described("Pictures above the class that they were taken for:", taken or ["none"])
 
 
 def _wrapped(name: str) -> str:
@@ -342,9 +351,8 @@ def near_misses(
         lines = [f"{share:.0%} {shorten(name, 60)}" for name, share in best]
         text = "\n".join(part for line in lines for part in textwrap.wrap(line, 25, subsequent_indent="   "))
         axes[2 * row + 1, column].text(0.02, 1, text, va="top", fontsize=8)
-    answers = [f"{shorten(row[0][0])} {row[0][1]:.0%}" for row in rows]
-    fig.alt = "A picture of each class with what it is most often taken for: " + "; ".join(answers) + "."
-    return fig
+    answers = [_share(best[0]) for best in rows]
+    return fig.described("A picture of each class with what it is most often taken for:", answers)
 
 
 def mistakes(pictures: Sequence, titles: Sequence[str], scores: Sequence[float], score_name: str) -> Figure:
@@ -364,14 +372,12 @@ def mistakes(pictures: Sequence, titles: Sequence[str], scores: Sequence[float],
         ax = axes[1, column]
         ax.barh([0], [score], color=GREEN if column == 0 else RED)
         ax.text(0.03, 0, f"{score:.1%}", va="center", fontsize=9)
-        ax.set(
-            xlim=(0, 1), ylim=(-0.8, 0.8), xticks=[0, 1], yticks=[], xlabel=score_name if column == 0 else ""
-        )
+        ax.set(xlim=(0, 1), ylim=(-0.8, 0.8), xticks=[0, 1], yticks=[])
         ax.spines[["top", "right", "left"]].set_visible(False)
+    axes[1, 0].set_xlabel(score_name)
     measured = [f"{title} {score:.0%}" for title, score in zip(titles, scores, strict=True)]
-    fig.alt = f"One picture under {len(titles)} treatments, and bars of the share with the {score_name}: "
-    fig.alt += ", ".join(measured) + "."
-    return fig
+    text = f"One picture under {len(titles)} treatments, and bars of the share with the {score_name}:"
+    return fig.described(text, measured, ", ")
 
 
 def curve(
@@ -386,9 +392,8 @@ def curve(
     ax.set_xticks(x, [f"{value:g}" for value in x])
     ax.set_ylim(0, None)
     _plain(ax, title, x_name, y_name)
-    points = ", ".join(f"{b:.3g} at {a:g}" for a, b in zip(x, y, strict=True))
-    fig.alt = f"{title}: {y_name} against {x_name}: {points}."
-    return fig
+    points = [f"{b:.3g} at {a:g}" for a, b in zip(x, y, strict=True)]
+    return fig.described(f"{title}: {y_name} against {x_name}:", points, ", ")
 
 
 def neighbours(queries: Sequence, found: Sequence[Sequence], titles: Sequence[Sequence[str]]) -> Figure:
@@ -404,15 +409,10 @@ def neighbours(queries: Sequence, found: Sequence[Sequence], titles: Sequence[Se
     for row, (query, pictures, names) in enumerate(zip(queries, found, titles, strict=True)):
         for column, (picture, name) in enumerate(zip([query, *pictures], names, strict=True)):
             _picture(axes[row, column], picture, name, 8)
-            if column == 0:
-                axes[row, 0].add_patch(
-                    plt.Rectangle(
-                        (0, 0), 1, 1, transform=axes[row, 0].transAxes, fill=False, color=ORANGE, lw=3
-                    )
-                )
-    shown = "; ".join(f"{row[0]}: {', '.join(row[1:])}" for row in titles)
-    fig.alt = f"Rows of a picture and the pictures most like it, by class: {shown}."
-    return fig
+        frame = {"transform": axes[row, 0].transAxes, "fill": False, "color": ORANGE, "lw": 3}
+        axes[row, 0].add_patch(plt.Rectangle((0, 0), 1, 1, **frame))
+    shown = [f"{row[0]}: {', '.join(row[1:])}" for row in titles]
+    return fig.described("Rows of a picture and the pictures most like it, by class:", shown)
 
 
 def maps(points: Mapping[str, np.ndarray], labels: Sequence[int], names: Sequence[str]) -> Figure:
@@ -430,10 +430,11 @@ def maps(points: Mapping[str, np.ndarray], labels: Sequence[int], names: Sequenc
             ax.text(x, y, names[label], color=colours(label % 10), fontsize=6, ha="center", va="center")
         low, high = np.min(xy, axis=0), np.max(xy, axis=0)
         margin = 0.03 * (high - low) + 1e-6
-        ax.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
+        xlim, ylim = np.transpose([low - margin, high + margin])
+        ax.set(xlim=xlim, ylim=ylim)
         ax.set(title=title, xticks=[], yticks=[], xlabel="t-SNE, no unit", ylabel="t-SNE, no unit")
-    fig.alt = f"Maps of {len(labels)} pictures in the plane, each written as its class: {', '.join(points)}."
-    return fig
+    text = f"Maps of {len(labels)} pictures in the plane, each written as its class:"
+    return fig.described(text, list(points), ", ")
 
 
 def few_shot_curves(
@@ -449,10 +450,9 @@ def few_shot_curves(
         scores: by title, float `[len(shots), draws]` in [0, 1].
     """
     fig, ax = _figure(size=(6, 3.4))
-    styles = zip((BLUE, ORANGE, GREEN, PURPLE), ("o-", "s--", "^:", "d-."), strict=True)
-    for (name, values), (colour, style) in zip(scores.items(), styles, strict=False):
+    for (name, values), (colour, line), marker in zip(scores.items(), cycle(LINES), cycle("os^d")):
         mean = np.mean(values, axis=1)
-        ax.plot(shots, mean, style, color=colour, label=name)
+        ax.plot(shots, mean, marker + line, color=colour, label=name)
         ax.fill_between(shots, np.min(values, axis=1), np.max(values, axis=1), color=colour, alpha=0.15)
     ax.set_xscale("log")
     ax.set_xticks(shots, [str(n) for n in shots])
@@ -460,9 +460,9 @@ def few_shot_curves(
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.legend(frameon=False, loc="lower right")
     _plain(ax, title, x_name, "accuracy on unseen pictures")
-    last = ", ".join(f"{name} {np.mean(values[-1]):.0%}" for name, values in scores.items())
-    fig.alt = f"Accuracy against {x_name}, mean and range over draws; at {shots[-1]}: {last}."
-    return fig
+    last = [f"{name} {np.mean(values[-1]):.0%}" for name, values in scores.items()]
+    text = f"Accuracy against {x_name}, mean and range over draws; at {shots[-1]}:"
+    return fig.described(text, last, ", ")
 
 
 def feature_maps(picture, stages: Mapping[str, np.ndarray], count: int = 6) -> Figure:
@@ -485,9 +485,9 @@ def feature_maps(picture, stages: Mapping[str, np.ndarray], count: int = 6) -> F
         for ax, channel in zip(axes[row, 1:], strongest, strict=False):
             ax.imshow(values[..., channel], cmap="gray")
             ax.set_title(f"channel {channel}", fontsize=7)
-    sizes = ", ".join(f"{name} {len(values)} by {len(values[0])}" for name, values in stages.items())
-    fig.alt = f"The input, and {count} grey maps for each stage of the network, ever coarser: {sizes}."
-    return fig
+    sizes = [f"{name} {len(values)} by {len(values[0])}" for name, values in stages.items()]
+    text = f"The input, and {count} grey maps for each stage of the network, ever coarser:"
+    return fig.described(text, sizes, ", ")
 
 
 def bars(
@@ -501,9 +501,8 @@ def bars(
     ax.set_ylim(0, 1.1)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _plain(ax, title, x_name, y_name)
-    shares = ", ".join(f"{name} {value:.0%}" for name, value in zip(names, values, strict=True))
-    fig.alt = f"{title}, bars of the {y_name} by {x_name}: {shares}."
-    return fig
+    shares = [f"{name} {value:.0%}" for name, value in zip(names, values, strict=True)]
+    return fig.described(f"{title}, bars of the {y_name} by {x_name}:", shares, ", ")
 
 
 def rates(plans: Mapping[str, Mapping[str, Plan]]) -> Figure:
@@ -513,22 +512,19 @@ def rates(plans: Mapping[str, Mapping[str, Plan]]) -> Figure:
         plans: by title of the panel, then by name of the line.
     """
     fig, axes = _figure(1, len(plans), (min(3.1 * len(plans), WIDTH), 2.9), squeeze=False, sharey=True)
-    styles = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))
+    falls = []
     for ax, (title, variants) in zip(axes.flat, plans.items(), strict=True):
-        for (colour, style), (name, plan) in zip(styles, variants.items(), strict=False):
+        for (colour, style), (name, plan) in zip(cycle(LINES), variants.items()):
             values = [plan.learning_rate(step) for step in range(plan.steps)]
             ax.plot(values, style, color=colour, label=name, drawstyle="steps-post")
+            steps = ", ".join(map(str, plan.boundaries))
+            falls.append(f"{title}, {name}: falls at steps {steps} of {plan.steps}")
         ax.set_yscale("log")
         ax.locator_params(axis="x", nbins=4)
         _plain(ax, title, "step")
     axes[0, 0].set_ylabel("learning rate")
     axes[0, -1].legend(frameon=False, loc="lower left", fontsize=9)
-    fig.alt = "Learning rate against step, on a logarithmic scale: " + "; ".join(
-        f"{title}, {name}: falls at steps {', '.join(map(str, plan.boundaries))} of {plan.steps}"
-        for title, variants in plans.items()
-        for name, plan in variants.items()
-    )
-    return fig
+    return fig.described("Learning rate against step, on a logarithmic scale:", falls)
 
 
 def gallery(pictures: Sequence, titles: Sequence[str], columns: int = 8) -> Figure:
@@ -540,12 +536,8 @@ def gallery(pictures: Sequence, titles: Sequence[str], columns: int = 8) -> Figu
     fig, axes = _grid(rows, columns, (side * columns, rows * (side + 0.17 * lines)))
     for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
         _picture(ax, picture, title, 8)
-    fig.alt = (
-        f"{len(titles)} pictures side by side, with their titles: "
-        + "; ".join(title.replace("\n", " ") for title in titles)
-        + "."
-    )
-    return fig
+    said = [title.replace("\n", " ") for title in titles]
+    return fig.described(f"{len(titles)} pictures side by side, with their titles:", said)
 
 
 def learning_curves(
@@ -559,10 +551,11 @@ def learning_curves(
         loss: what it is.
     """
     fig, (left, right) = _figure(1, 2, (WIDTH, 3.2))
-    styles = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (PURPLE, "-."))
-    for (colour, style), (title, history) in zip(styles, histories.items(), strict=False):
+    ends = []
+    for (colour, style), (title, history) in zip(cycle(LINES), histories.items()):
         left.plot(history.loss, style, color=colour, label=title)
         right.plot(history.validated, history.validation_accuracy, style, marker="o", ms=3, color=colour)
+        ends += [f"{title} {accuracy:.0%}" for accuracy in history.validation_accuracy[-1:]]
     for ax in (left, right):
         for boundary in boundaries:
             ax.axvline(boundary, color=GREY, lw=0.8, ls=":")
@@ -571,15 +564,8 @@ def learning_curves(
     right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _plain(left, "Loss while training", "step", f"{loss} (nats)")
     _plain(right, "Accuracy on pictures set aside", "step", "accuracy")
-    ends = ", ".join(
-        f"{title} {history.validation_accuracy[-1]:.0%}"
-        for title, history in histories.items()
-        if history.validation_accuracy
-    )
-    fig.alt = (
-        f"Loss while training and accuracy on pictures set aside, against steps; accuracy at the end: {ends}."
-    )
-    return fig
+    text = "Loss while training and accuracy on pictures set aside, against steps; accuracy at the end:"
+    return fig.described(text, ends, ", ")
 
 
 def scores(values: Mapping[str, Sequence[float]], title: str, x_name: str = "accuracy") -> Figure:
@@ -589,19 +575,17 @@ def scores(values: Mapping[str, Sequence[float]], title: str, x_name: str = "acc
         values: by name, one value for each repetition.
     """
     fig, ax = _figure(size=(6.5, 0.7 + 0.5 * len(values)))
-    for row, (_name, found) in enumerate(values.items()):
+    for row, found in enumerate(values.values()):
         ax.plot(found, [row] * len(found), "o", color=BLUE if row == 0 else ORANGE, alpha=0.5, ms=6)
         ax.plot([np.mean(found)] * 2, [row - 0.3, row + 0.3], color="black")
         ax.text(1.02, row, f"{np.mean(found):.1%}", va="center", transform=ax.get_yaxis_transform())
-    ax.set_yticks(range(len(values)), list(values))
-    ax.set_ylim(len(values) - 0.5, -0.5)
+    _rows_named(ax, values)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     ax.locator_params(axis="x", nbins=6)
     ax.grid(axis="x", color=GREY, alpha=0.3)
     _plain(ax, title, x_name)
-    means = ", ".join(f"{name} {np.mean(found):.1%}" for name, found in values.items())
-    fig.alt = f"{title}: a dot for each repetition and the mean: {means}."
-    return fig
+    means = [f"{name} {np.mean(found):.1%}" for name, found in values.items()]
+    return fig.described(f"{title}: a dot for each repetition and the mean:", means, ", ")
 
 
 def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str) -> Figure:
@@ -611,46 +595,31 @@ def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str)
         values: by task, then by method: the mean in [0, 1] and half the width of its interval; an infinite
             interval is not drawn.
     """
-    methods = list(dict.fromkeys(method for found in values.values() for method in found))
-    fig, ax = _figure(
-        size=(WIDTH, 0.9 + 0.2 * (len(methods) > 4) + 0.16 * len(methods) * len(values) + 0.12 * len(values))
-    )
-    for number, method in enumerate(methods):
-        colour, marker = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PURPLE, "^"), (RED, "v"), (GREY, "x"))[
-            number
-        ]
+    methods = _keys(values)
+    height = 0.9 + 0.2 * (len(methods) > 4) + 0.16 * len(methods) * len(values) + 0.12 * len(values)
+    fig, ax = _figure(size=(WIDTH, height))
+    low = 1.0
+    for number, (method, (colour, marker)) in enumerate(zip(methods, cycle(POINTS))):
         offset = 0.75 * ((number + 0.5) / len(methods) - 0.5)
+        label: str | None = method
         for row, found in enumerate(values.values()):
-            if method in found:
-                mean, half = found[method]
-                ax.errorbar(
-                    mean, row + offset, xerr=half if np.isfinite(half) else None, fmt=marker, color=colour,
-                    ms=5, lw=1.4, label=method if method not in ax.get_legend_handles_labels()[1] else None,
-                )  # fmt: skip
-                ax.text(
-                    1.01, row + offset, f"{mean:.1%}", va="center", fontsize=7, color=colour,
-                    transform=ax.get_yaxis_transform(),
-                )  # fmt: skip
-    ax.set_yticks(range(len(values)), list(values))
-    ax.set_ylim(len(values) - 0.5, -0.5)
-    low = min(
-        mean - (half if np.isfinite(half) else 0)
-        for found in values.values()
-        for mean, half in found.values()
-    )
+            if method not in found:
+                continue
+            mean, half = found[method]
+            interval = half if np.isfinite(half) else 0
+            low, y = min(low, mean - interval), row + offset
+            style = {"fmt": marker, "color": colour, "ms": 5, "lw": 1.4}
+            ax.errorbar(mean, y, xerr=interval or None, label=label, **style)
+            label = None  # one entry in the legend
+            beside = {"transform": ax.get_yaxis_transform(), "color": colour}
+            ax.text(1.01, y, f"{mean:.1%}", va="center", fontsize=7, **beside)
+    _rows_named(ax, values)
     ax.set_xlim(max(0, low - 0.02), 1.005)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.grid(axis="x", color=GREY, alpha=0.3)
-    fig.legend(
-        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=min(len(methods), 4), frameon=False
-    )
+    _legend_above(fig, ax, min(len(methods), 4))
     _plain(ax, title, "accuracy")
-    listed = "; ".join(
-        f"{task}: " + ", ".join(f"{method} {mean:.0%}" for method, (mean, _) in found.items())
-        for task, found in values.items()
-    )
-    fig.alt = f"{title}, means with intervals. {listed}."
-    return fig
+    return fig.described(f"{title}, means with intervals.", _listed(values, lambda pair: f"{pair[0]:.0%}"))
 
 
 def saliency(pictures: Sequence, gradients: Sequence, titles: Sequence[str]) -> Figure:
@@ -670,8 +639,7 @@ def saliency(pictures: Sequence, gradients: Sequence, titles: Sequence[str]) -> 
         axes[1, column].imshow(size, cmap="magma")
         row, place = np.unravel_index(size.argmax(), size.shape)
         where.append(f"{shorten(title)}: row {row}, column {place}")
-    fig.alt = "Pictures above maps of the size of the gradient, which is largest at " + "; ".join(where) + "."
-    return fig
+    return fig.described("Pictures above maps of the size of the gradient, which is largest at", where)
 
 
 def durations(values: Mapping[str, Mapping[str, float]], title: str) -> Figure:
@@ -680,45 +648,38 @@ def durations(values: Mapping[str, Mapping[str, float]], title: str) -> Figure:
     Args:
         values: by row, then by way: seconds.
     """
-    ways = list(dict.fromkeys(way for row in values.values() for way in row))
+    ways = _keys(values)
     fig, ax = _figure(size=(WIDTH, 1.3 + 0.3 * len(ways) * len(values)))
-    for number, way in enumerate(ways):
+    for number, (way, (colour, _)) in enumerate(zip(ways, cycle(POINTS))):
         places = np.arange(len(values)) + 0.8 * ((number + 0.5) / len(ways) - 0.5)
         seconds = [1000 * row.get(way, np.nan) for row in values.values()]
-        ax.barh(places, seconds, 0.7 / len(ways), color=(BLUE, ORANGE, GREEN)[number], label=way)
+        ax.barh(places, seconds, 0.7 / len(ways), color=colour, label=way)
         for place, milliseconds in zip(places, seconds, strict=True):
             if np.isfinite(milliseconds):
-                ax.text(1.05 * milliseconds, place, _spoken(milliseconds), va="center", fontsize=8)
+                ax.text(1.05 * milliseconds, place, _spoken(milliseconds / 1000), va="center", fontsize=8)
     ax.set_yticks(range(len(values)), list(values))
     ax.invert_yaxis()
     ax.set_xscale("log")
     ax.set_xlim(None, 3 * ax.get_xlim()[1])
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(ways), frameon=False)
+    _legend_above(fig, ax, len(ways))
     _plain(ax, title, "milliseconds (logarithmic)")
-    listed = "; ".join(
-        f"{name}: " + ", ".join(f"{way} {_spoken(1000 * seconds)}" for way, seconds in row.items())
-        for name, row in values.items()
-    )
-    fig.alt = f"{title}, bars of the time on a logarithmic scale. {listed}."
-    return fig
+    return fig.described(f"{title}, bars of the time on a logarithmic scale.", _listed(values, _spoken))
 
 
-def _spoken(milliseconds: float) -> str:
-    return f"{milliseconds:.2g} ms" if milliseconds < 100 else f"{milliseconds / 1000:.2g} s"
+def _spoken(seconds: float) -> str:
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{seconds:.2g} s"
 
 
 def measures(panels: Mapping[str, Mapping[str, float]], title: str) -> Figure:
     """Bars of several quantities for the same names: a panel for each quantity, a row for each name.
 
     Args:
-        panels: by quantity, with its unit, then by name: a number above 0. At most four quantities.
+        panels: by quantity, with its unit, then by name: a number above 0.
     """
-    names = list(dict.fromkeys(name for values in panels.values() for name in values))
+    names = _keys(panels)
     size = (WIDTH, 1.1 + 0.32 * len(names))
     fig, axes = _figure(1, len(panels), size, squeeze=False, sharey=True)
-    for ax, colour, (quantity, values) in zip(
-        axes.flat, (BLUE, ORANGE, GREEN, PURPLE), panels.items(), strict=False
-    ):
+    for ax, (colour, _), (quantity, values) in zip(axes.flat, cycle(POINTS), panels.items()):
         rows = [names.index(name) for name in values]
         ax.barh(rows, list(values.values()), 0.7, color=colour)
         for row, value in zip(rows, values.values(), strict=True):
@@ -729,9 +690,4 @@ def measures(panels: Mapping[str, Mapping[str, float]], title: str) -> Figure:
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
     fig.suptitle(title)
-    listed = "; ".join(
-        f"{quantity}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-        for quantity, values in panels.items()
-    )
-    fig.alt = f"{title}, bars. {listed}."
-    return fig
+    return fig.described(f"{title}, bars.", _listed(panels, lambda value: f"{value:.3g}"))

@@ -53,12 +53,8 @@ def signature(
     def classify(image_bytes):
         logits = compute(tf.map_fn(prepared, image_bytes, fn_output_signature=spec))["logits"]
         classes = tf.math.top_k(logits, count).indices
-        probabilities = tf.gather(turn(tf.cast(logits, tf.float64)), classes, batch_dims=1)
-        return {
-            "probabilities": tf.cast(probabilities, tf.float32),
-            "names": tf.gather(tf.constant(names), classes),
-            "classes": classes,
-        }
+        shares = tf.cast(tf.gather(turn(tf.cast(logits, tf.float64)), classes, batch_dims=1), tf.float32)
+        return {"probabilities": shares, "names": tf.gather(tf.constant(names), classes), "classes": classes}
 
     return tf.function(classify, input_signature=[CONTENTS])
 
@@ -76,10 +72,8 @@ def check(model: BiT, top: int) -> tuple[Card, tuple[str, ...]]:
     if model.num_classes is None:
         raise ValueError("serving_bytes: expected a model with a head, this one gives features")
     if model.card is None:
-        raise ValueError(
-            "serving_bytes: expected a model with a card, which says how to preprocess pictures; "
-            "bitlib.load gives one"
-        )
+        expected = "a model with a card, which says how to preprocess pictures; bitlib.load gives one"
+        raise ValueError(f"serving_bytes: expected {expected}")
     if top < 1:
         raise ValueError(f"top: expected at least 1, received {top}")
     card = model.card
@@ -100,7 +94,8 @@ def prepare(content: Tensor, card: Card) -> Tensor:
     """As `bitlib.images.prepare`, of a file's content, a string `[]`: float32 `[resolution, resolution, 3]`,
     levels in [0, 255]."""
     levels = tf.ensure_shape(turned(decoded(content), orientation(content)), (None, None, 3))
-    size = (card.resolution, card.resolution)
+    side = card.resolution
+    size = (side, side)
     if card.short_side:
         sides = tf.cast(tf.shape(levels)[:2], tf.float64)
         sides = tf.round(sides * (card.short_side / tf.reduce_min(sides)))
@@ -108,11 +103,8 @@ def prepare(content: Tensor, card: Card) -> Tensor:
     few = tf.reduce_prod(tf.cast(size, tf.int64)) <= MAX_PIXELS
     with _provided(few, f"a picture is too long for a short side of {card.short_side}"):
         resized = tf.image.resize(levels, size, "bilinear", antialias=card.antialias)
-    top, left = tf.unstack((tf.shape(resized)[:2] - card.resolution) // 2)
-    return tf.ensure_shape(
-        resized[top : top + card.resolution, left : left + card.resolution],
-        (card.resolution, card.resolution, 3),
-    )
+    top, left = tf.unstack((tf.shape(resized)[:2] - side) // 2)
+    return tf.ensure_shape(resized[top : top + side, left : left + side], (side, side, 3))
 
 
 def decoded(content: Tensor) -> Tensor:
@@ -121,7 +113,9 @@ def decoded(content: Tensor) -> Tensor:
     with _provided(is_png | tf.io.is_jpeg(content), "a picture is neither a JPEG nor a PNG"):
         pixels = _pixels(content, is_png)
     with _provided(pixels <= MAX_PIXELS, f"a picture is larger than {MAX_PIXELS:,} pixels"):
-        return tf.cond(is_png, lambda: _from_png(content), lambda: _from_jpeg(content))
+        # JPEGs as Pillow computes them; TensorFlow's default is faster, and differs in the last digit.
+        exact = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
+        return tf.cond(is_png, lambda: _from_png(content), lambda: tf.io.decode_jpeg(content, **exact))
 
 
 def _provided(condition, trouble: str):
@@ -136,15 +130,8 @@ def _pixels(content, is_png) -> Tensor:
         header = tf.io.decode_raw(tf.strings.substr(content + b"\0" * 24, 16, 8), tf.uint8)
         return tf.reduce_prod(_number(tf.reshape(header, (2, 4)), True))
 
-    def of_jpeg():
-        return tf.reduce_prod(tf.image.extract_jpeg_shape(content, tf.int64)[:2])
-
-    return tf.cond(is_png, of_png, of_jpeg)
-
-
-def _from_jpeg(content) -> Tensor:
-    # As Pillow computes the cosine transform; TensorFlow's default is faster, and differs in the last digit.
-    return tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
+    of_jpeg = tf.image.extract_jpeg_shape
+    return tf.cond(is_png, of_png, lambda: tf.reduce_prod(of_jpeg(content, tf.int64)[:2]))
 
 
 def _from_png(content) -> Tensor:
@@ -187,12 +174,9 @@ def orientation(content: Tensor) -> Tensor:
     count = _number(data[folder : folder + 2], from_high)
     entries = data[folder + 2 : folder + 2 + 12 * count]
     entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], (-1, 12))
-    is_it = _number(entries[:, :2], from_high) == _ORIENTATION
+    is_it = _number(entries[:, :2], from_high) == 0x0112  # EXIF's tag of the orientation
     value = tf.reduce_max(tf.where(is_it, _number(entries[:, 8:10], from_high), 1))
     return tf.where((value >= 1) & (value <= 8), value, 1)
-
-
-_ORIENTATION = 0x0112  # a tag of EXIF
 
 
 def _number(octets, from_high) -> Tensor:

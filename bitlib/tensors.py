@@ -22,7 +22,7 @@ SUFFIX = SUFFIXES[1]
 _HEADER = 4 << 20
 """Bytes that the header may take: that of the largest BiT takes 100 kB."""
 
-_FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+_FLOATS = ("F16", "F32", "F64")
 
 
 def require_finite(name: str, array: np.ndarray) -> None:
@@ -38,6 +38,12 @@ class Arrays(Mapping):
 
     shapes: dict[str, tuple[int, ...]]
     architecture: Architecture
+    note: bytes = b""
+
+    def check(self) -> None:
+        """Infer the architecture from the shapes. Raises `CheckpointError` unless they are those of a BiT."""
+        self.architecture = infer(self.shapes)
+        check(self.shapes, layout(self.architecture))
 
     def __iter__(self) -> Iterator[str]:
         return iter(layout(self.architecture))
@@ -54,28 +60,27 @@ class Tensors(Arrays):
 
     def __init__(self, file: Any):
         self._file = file
+        self.note = (file.metadata() or {}).get("bitlib", "").encode()
         library = torchnames.convention(file.keys())
         if library is None:
             raise CheckpointError(
                 f"no array {' or '.join(torchnames.ROOTS.values())}: no BiT of timm or transformers"
             )
-        renamed = torchnames.ours(file.keys(), library)
-        self._there = {own: name for name, own in renamed.items()}
-        self.shapes = {}
-        for own, name in self._there.items():
+        self._theirs, self.shapes = {}, {}
+        for name, published in torchnames.ours(file.keys(), library).items():
             found = file.get_slice(name)
             if found.get_dtype() not in _FLOATS:
                 raise CheckpointError(
                     f"{name}: expected one of {', '.join(_FLOATS)}, found {found.get_dtype()}"
                 )
-            self.shapes[own] = torchnames.shape_of(own, tuple(found.get_shape()))
-        self.architecture = infer(self.shapes)
-        check(self.shapes, layout(self.architecture))
+            self._theirs[published] = name
+            self.shapes[published] = torchnames.shape_of(published, tuple(found.get_shape()))
+        self.check()
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One array: float32, in the published shape, all values finite."""
-        array = np.asarray(self._file.get_tensor(self._there[name]), np.float32)
-        require_finite(self._there[name], array)
+        array = np.asarray(self._file.get_tensor(self._theirs[name]), np.float32)
+        require_finite(self._theirs[name], array)
         if array.ndim == 2:  # the head of transformers is a linear layer
             array = array[..., None, None]
         return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
@@ -97,20 +102,10 @@ def opened(path: Path) -> Iterator[Tensors]:
     try:
         with library.safe_open(path, framework="numpy") as file:
             yield Tensors(file)
+    except CheckpointError:
+        raise
     except (library.SafetensorError, OSError, ValueError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"corrupt or truncated ({error})") from error
-
-
-def read_note(path: Path) -> str:
-    """The note that `write` left in a file; empty if there is none, or the file cannot be opened."""
-    library = _library()
-    try:
-        with library.safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("bitlib", "")
-    except (library.SafetensorError, OSError):
-        return ""
 
 
 def write(path: Path, arrays: Mapping, note: str) -> Path:
@@ -118,33 +113,27 @@ def write(path: Path, arrays: Mapping, note: str) -> Path:
     _library()
     from safetensors.numpy import save_file
 
-    found = {}
+    renamed = {}
     for name, values in arrays.items():
         array = np.asarray(values, np.float32)
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-        found[torchnames.theirs(name, "timm")] = np.ascontiguousarray(array)
+        renamed[torchnames.theirs(name, "timm")] = np.ascontiguousarray(array)
     with replacing(path) as temporary:
-        save_file(found, temporary, {"format": "pt"} | ({"bitlib": note} if note else {}))
-        _order_metadata(temporary)
+        save_file(renamed, temporary, {"format": "pt"} | ({"bitlib": note} if note else {}))
+        with temporary.open("r+b") as file:  # put in order the metadata, which has another one each time
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            file.seek(8)
+            file.write(text.ljust(size))
     return path
-
-
-def _order_metadata(path: Path) -> None:
-    """Put the metadata in order: `safetensors` writes it in another one each time."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        file.seek(8)
-        file.write(text.ljust(size))
 
 
 def _library():
     try:
         import safetensors
     except ImportError:
-        raise ImportError(
-            "safetensors: the package is not installed; pip install 'bitlib[torch]' brings it"
-        ) from None
+        reason = "safetensors: the package is not installed; pip install 'bitlib[torch]' brings it"
+        raise ImportError(reason) from None
     return safetensors

@@ -5,12 +5,13 @@ Kernels are height × width × in × out in the published files, out × in × he
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
+from functools import cache
 
 ROOTS = {"timm": "stem.conv.weight", "transformers": "bit.embedder.convolution.weight"}
 """The first kernel, by which the two are told apart."""
 
+_PREFIX = {"timm": "stages.{}.blocks.{}.", "transformers": "bit.encoder.stages.{}.layers.{}."}
 _UNIT = {
     "a/group_norm/gamma": "norm1.weight",
     "a/group_norm/beta": "norm1.bias",
@@ -23,23 +24,26 @@ _UNIT = {
     "c/group_norm/beta": "norm3.bias",
     "c/standardized_conv2d/kernel": "conv3.weight",
 }
-_REST = {
-    "timm": {
-        "root_block/standardized_conv2d/kernel": ROOTS["timm"],
-        "group_norm/gamma": "norm.weight",
-        "group_norm/beta": "norm.bias",
-        "head/conv2d/kernel": "head.fc.weight",
-        "head/conv2d/bias": "head.fc.bias",
-    },
-    "transformers": {
-        "root_block/standardized_conv2d/kernel": ROOTS["transformers"],
-        "group_norm/gamma": "bit.norm.weight",
-        "group_norm/beta": "bit.norm.bias",
-        "head/conv2d/kernel": "classifier.1.weight",
-        "head/conv2d/bias": "classifier.1.bias",
-    },
-}
-_PREFIX = {"timm": "stages.{}.blocks.{}.", "transformers": "bit.encoder.stages.{}.layers.{}."}
+_NORM = {"timm": "norm", "transformers": "bit.norm"}
+_HEAD = {"timm": "head.fc", "transformers": "classifier.1"}
+
+
+@cache
+def _names(library: str) -> dict[str, str]:
+    """Published names and a library's, of a network larger than any: 99 units in each of four blocks."""
+    names = {
+        "resnet/root_block/standardized_conv2d/kernel": ROOTS[library],
+        "resnet/group_norm/gamma": f"{_NORM[library]}.weight",
+        "resnet/group_norm/beta": f"{_NORM[library]}.bias",
+        "resnet/head/conv2d/kernel": f"{_HEAD[library]}.weight",
+        "resnet/head/conv2d/bias": f"{_HEAD[library]}.bias",
+    }
+    for block in range(4):
+        for unit in range(99):
+            for ours, theirs in _UNIT.items():
+                prefix = _PREFIX[library].format(block, unit)
+                names[f"resnet/block{block + 1}/unit{unit + 1:02d}/{ours}"] = prefix + theirs
+    return names
 
 
 def convention(names: Collection[str]) -> str | None:
@@ -48,26 +52,14 @@ def convention(names: Collection[str]) -> str | None:
 
 
 def theirs(name: str, library: str) -> str:
-    """What a library calls an array of the published layout."""
-    short = name.removeprefix("resnet/")
-    if match := re.fullmatch(r"block(\d)/unit(\d+)/(.+)", short):
-        return _PREFIX[library].format(int(match[1]) - 1, int(match[2]) - 1) + _UNIT[match[3]]
-    return _REST[library][short]
+    """A library's name for an array of the published layout."""
+    return _names(library)[name]
 
 
 def ours(names: Iterable[str], library: str) -> dict[str, str]:
     """Names of a library -> those of the published layout; one that no BiT has stays as it is."""
-    units = {part: own for own, part in _UNIT.items()}
-    rest = {part: own for own, part in _REST[library].items()}
-    pattern = re.compile(re.escape(_PREFIX[library]).replace(r"\{\}", r"(\d{1,3})") + r"(.+)")
-
-    def own(name: str) -> str:
-        match = pattern.fullmatch(name)
-        if match and match[3] in units:
-            return f"resnet/block{int(match[1]) + 1}/unit{int(match[2]) + 1:02d}/{units[match[3]]}"
-        return f"resnet/{rest[name]}" if name in rest else name
-
-    return {name: own(name) for name in names}
+    published = {their: our for our, their in _names(library).items()}
+    return {name: published.get(name, name) for name in names}
 
 
 def shape_of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

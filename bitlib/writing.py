@@ -6,14 +6,13 @@ That holds through an exception, Ctrl-C, `kill -9`, a full disk, and a power cut
 - A file then takes its place in one rename. A folder and its predecessor exchange their names in one step,
   so that a reader never finds the path missing.
 - Where the system cannot exchange names (anything but Linux, some network disks), the old folder is moved
-  into the scratch folder first. Only a kill between the two renames leaves nothing at the path. Then the old
-  lies, whole, in `.<name>.partial-…/previous…`: the next writer of the path puts it back, or one renames it.
+  into the scratch folder first. A kill between the two renames leaves nothing at the path; the old then lies,
+  whole, in `.<name>.partial-…/previous…`, and the next writer of the path puts it back.
 - The next writer of a path sweeps what killed ones left. A living writer holds a lock in its scratch folder.
 - Two writers of one path do not wait for each other: each puts a whole result there, the later one stays.
 
-A reader that opens the files of a folder one by one meanwhile may get some of the old and some of the new.
-
-A file never replaces a folder, nor a folder a file. A link stays: what it points to is replaced.
+A file never replaces a folder, nor a folder a file. A link stays: what it points to is replaced. A reader
+that opens the files of a folder one by one meanwhile may get some of the old and some of the new.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import itertools
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,13 +34,8 @@ _LOCK = "lock"
 _PREVIOUS = "previous"
 
 
-def every_folder(folder: Path) -> str | None:
-    """The reason why no folder is ever replaced by a file."""
-    return "is a folder, expected a file"
-
-
 @contextmanager
-def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] = every_folder) -> Iterator[Path]:
+def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] | None = None) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if the body succeeds, and vanishes if not.
 
     Args:
@@ -69,16 +62,16 @@ def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] = ev
     _check(path, unless)
     scratch, lock = _scratch_beside(path)
     try:
-        temporary = scratch / f"new{path.suffix}"
-        yield temporary
-        _flush(temporary)
-        _flush_one(scratch)
-        if temporary.is_dir():
-            _place_folder(temporary, path, unless)
+        new = scratch / f"new{path.suffix}"
+        yield new
+        for part in [new, *new.rglob("*")]:
+            _flush(part)
+        if unless:
+            _place_folder(new, path, unless)
         else:
             _check(path, unless)
-            os.replace(temporary, path)
-        _flush_one(path.parent)
+            os.replace(new, path)
+        _flush(path.parent)
     finally:
         lock.release()
         _settle(path, scratch)
@@ -86,18 +79,15 @@ def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] = ev
 
 def _check(path: Path, unless) -> None:
     """Raise unless what stands at `path`, if anything, may be replaced."""
-    writes_file = unless is every_folder
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            _object(path, unless(path), IsADirectoryError if writes_file else FileExistsError)
-        elif not (writes_file and stat.S_ISREG(mode)):
-            _object(path, f"exists and is not a {'file' if writes_file else 'folder'}")
-    except FileNotFoundError:
-        pass  # nothing stands there, or no longer
-
-
-def _object(path: Path, reason: str | None, kind: type[OSError] = FileExistsError) -> None:
+    reason: str | None = None
+    kind: type[OSError] = FileExistsError
+    with suppress(FileNotFoundError):  # another writer moved it away meanwhile
+        if path.is_dir() and unless:
+            reason = unless(path)
+        elif path.is_dir():
+            reason, kind = "is a folder, expected a file", IsADirectoryError
+        elif path.exists() and (unless or not path.is_file()):
+            reason = f"exists and is not a {'folder' if unless else 'file'}"
     if reason:
         raise kind(f"path: {path} {reason}; choose another path")
 
@@ -106,54 +96,40 @@ def _place_folder(new: Path, path: Path, unless) -> None:
     """Rename a folder to `path`. What stood there is then in the scratch folder, `new.parent`."""
     for attempt in itertools.count():
         _check(path, unless)
+        previous = new.with_name(f"{_PREVIOUS}{attempt:06}")
         try:
             if not path.exists():
                 os.rename(new, path)
                 return
             if _exchange(new, path):
-                if reason := unless(new):  # somebody put something there at the last moment
-                    _exchange(new, path)
-                    _object(path, reason)
-                return
-            previous = new.with_name(f"{_PREVIOUS}{attempt:06}")
-            os.rename(path, previous)
-            _object(path, unless(previous))
-            os.rename(new, path)
-            return
-        except FileExistsError as error:
-            if error.errno is None:
-                raise
+                if not unless(new):
+                    return
+                _exchange(new, path)  # somebody put something there at the last moment: back to the check
+            else:
+                os.rename(path, previous)
+                if not unless(previous):
+                    os.rename(new, path)
+                    return
+                os.rename(previous, path)
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY and not (error.errno == errno.ENOENT and new.exists()):
+            # Another writer was faster: it put a folder there, or moved the one away that was there.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT) or not new.exists():
                 raise
-        # Another writer was faster: it put a folder there, or moved the one away that was there.
 
 
 def _exchange(one: Path, other: Path) -> bool:
     """Let two paths change places in one step; False where the system or the disk cannot."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, TypeError, AttributeError):  # no Linux, or one with an old C library
-        return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    with suppress(OSError, TypeError, AttributeError):  # no Linux, or one with an old C library
+        return not ctypes.CDLL(None).renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange)
+    return False
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or a folder with everything in it, is on the disk."""
-    for folder, _, files in os.walk(path, topdown=False):
-        for file in files:
-            _flush_one(Path(folder, file))
-        _flush_one(Path(folder))
-    if not path.is_dir():
-        _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    on_windows = os.name == "nt"
-    if on_windows and path.is_dir():
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    if os.name == "nt" and path.is_dir():
         return  # it cannot, and need not
-    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -165,34 +141,30 @@ def _flush_one(path: Path) -> None:
 
 def _scratch_beside(path: Path) -> tuple[Path, FileLock]:
     """A new hidden folder beside `path`, and the lock in it that says that its writer lives."""
-    attempt = 0
     while True:
-        attempt += 1
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
         lock = FileLock(scratch / _LOCK)
-        # Another writer may sweep the folder before it is locked: then it is gone, or its lock is taken.
         try:
             lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError):
+            continue  # another writer swept the folder before it was locked
         except (OSError, NotImplementedError):
-            if attempt >= 10 and not (scratch / _LOCK).exists():
-                _remove(scratch)
+            if not (scratch / _LOCK).exists():
+                scratch.rmdir()
                 raise
-        if (lock.is_locked or attempt >= 10) and (scratch / _LOCK).exists():
-            return scratch, lock  # unlocked on a disk that has no locks, where none is swept either
-        lock.release()
-        _remove(scratch)
+            # This disk has no locks: then none is swept here either.
+        if (scratch / _LOCK).exists():
+            return scratch, lock
 
 
 def _sweep(path: Path) -> None:
     """Recover what killed writers of `path` left beside it, and remove the rest."""
     ours = re.compile(re.escape(f".{path.name}.partial-") + r"\w{8}")
     for scratch in [Path(entry) for entry in os.scandir(path.parent) if ours.fullmatch(entry.name)]:
-        with suppress(Timeout, OSError, NotImplementedError):  # it lives, or is somebody else's
+        with suppress(OSError, NotImplementedError):  # it lives, or is somebody else's
             if (scratch / _LOCK).is_file():
                 with FileLock(scratch / _LOCK).acquire(timeout=0):
                     _settle(path, scratch)
-                if os.name == "nt":  # which removes no open file
-                    _remove(scratch)
             else:
                 scratch.rmdir()  # killed before it was locked: empty
 
@@ -202,19 +174,11 @@ def _settle(path: Path, scratch: Path) -> None:
     with suppress(OSError):  # another writer does the same; or the disk is gone, and the next one will
         moved = max(scratch.glob(f"{_PREVIOUS}*"), default=None)
         if moved and not path.exists():
-            with suppress(OSError):
-                os.rename(moved, path)
-        if not moved or path.exists():
-            _remove(scratch)
-
-
-def _remove(scratch: Path) -> None:
-    """Remove a scratch folder, its lock last: where that is, the next writer goes on with what is left."""
-    with suppress(OSError):
+            os.rename(moved, path)
         for entry in scratch.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
             elif entry.name != _LOCK:
                 entry.unlink()
-        (scratch / _LOCK).unlink(missing_ok=True)
+        (scratch / _LOCK).unlink(missing_ok=True)  # last: where it is, the next writer goes on
         scratch.rmdir()

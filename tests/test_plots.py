@@ -89,6 +89,11 @@ def test_draws(draw, tmp_path):
     ("name", "short"),
     [
         ("LATIN CAPITAL LETTER O", "Latin capital letter O"),
+        ("LATIN SMALL LETTER T", "Latin small letter t"),
+        ("LATIN CAPITAL LETTER H WITH STROKE", "Latin capital letter H with stroke"),
+        ("LATIN SMALL LETTER AE", "Latin small letter ae"),
+        ("LATIN CAPITAL LETTER AE", "Latin capital letter AE"),
+        ("LATIN LETTER SMALL CAPITAL R", "Latin letter small capital R"),
         ("EURO SIGN", "Euro sign"),
         ("Indian elephant, Elephas maximus", "Indian elephant"),
         ("class 7", "class 7"),
