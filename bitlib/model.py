@@ -281,11 +281,9 @@ class BiT(keras.Model):
         super().__init__(*graph, name=name, trainable=trainable)
         self.dtype_policy = self.root.dtype_policy
 
-    card = property(lambda self: self.root.card, lambda self, card: setattr(self.root, "card", card))
-    source = property(
-        lambda self: self.root.source, lambda self, source: setattr(self.root, "source", source)
-    )
-    tuned = property(lambda self: self.root.tuned, lambda self, tuned: setattr(self.root, "tuned", tuned))
+    card = property(lambda self: self.root.card, lambda self, new: setattr(self.root, "card", new))
+    source = property(lambda self: self.root.source, lambda self, new: setattr(self.root, "source", new))
+    tuned = property(lambda self: self.root.tuned, lambda self, new: setattr(self.root, "tuned", new))
 
     @property
     def units(self) -> tuple[int, ...]:
@@ -310,7 +308,8 @@ class BiT(keras.Model):
     @property
     def arrays(self) -> dict[str, keras.Variable]:
         """Every variable by its published name (`resnet/block1/unit01/a/group_norm/gamma`)."""
-        return {"resnet/" + re.sub(r"^(block\d)_", r"\1/", v.path): v for v in self.variables}
+        scope = re.compile(r"^.*?(?=(root_block|block\d_unit\d\d|group_norm|head)/)")  # that it was made in
+        return {f"resnet/{scope.sub('', v.path).replace('_unit', '/unit')}": v for v in self.variables}
 
     @property
     def root(self) -> Root:
@@ -328,19 +327,17 @@ class BiT(keras.Model):
         return next((layer for layer in self.layers if layer.name == "head"), None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        check_images(
-            args[0] if args else kwargs.get("images", kwargs.get("inputs"))
-        )  # before Keras' own words
+        check_images(args[0] if args else kwargs.get("inputs"))  # here, before Keras' own words
         return super().__call__(*args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As Keras' own. Arrays are checked before; of data sets every batch has its shape checked."""
         streams = (
             "element_spec",
-            "__next__",
+            "gi_frame",
             "on_epoch_end",
             "dataset",
-        )  # of tf.data, generators, Keras, PyTorch
+        )  # tf.data, generators, Keras, PyTorch
         if not any(hasattr(x, name) for name in streams):
             check_images(x)
         return super().predict(x, *args, **kwargs)
