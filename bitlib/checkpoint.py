@@ -116,7 +116,8 @@ class KerasFile(Arrays):
         self.shapes = {name: tuple(variable.shape) for name, variable in model.arrays.items()}
         self.card = model.card
         if self.card:
-            _check_noted(path, {name: value for name, value in asdict(self.card).items() if name in NOTED})
+            known = {name: value for name, value in asdict(self.card).items() if value is not None}
+            _check_noted(path, {name: known[name] for name in NOTED if name in known})
 
     def __getitem__(self, name: str) -> np.ndarray:
         from keras import ops
@@ -199,7 +200,7 @@ def _check_noted(path: Path, fields: Mapping) -> None:
         "trained_on": _is_text,
     }
     for name, value in fields.items():
-        if value is not None and (name not in right or not right[name](value)):
+        if name not in right or not right[name](value):
             raise CheckpointError(f"{path}: the note about the model that it carries is damaged ({name})")
 
 
