@@ -96,21 +96,21 @@ def _place_folder(new: Path, path: Path, unless) -> None:
     """Rename a folder to `path`. What stood there is then in the scratch folder, `new.parent`."""
     for attempt in itertools.count():
         _check(path, unless)
+        occupied = path.exists()
+        if occupied and _exchange(new, path):
+            if not unless(new):
+                return
+            _exchange(new, path)  # somebody put something there at the last moment: back to the check
+            continue
         previous = new.with_name(f"{_PREVIOUS}{attempt:06}")
         try:
-            if not path.exists():
-                os.rename(new, path)
-                return
-            if _exchange(new, path):
-                if not unless(new):
-                    return
-                _exchange(new, path)  # somebody put something there at the last moment: back to the check
-            else:
+            if occupied:
                 os.rename(path, previous)
-                if not unless(previous):
-                    os.rename(new, path)
-                    return
-                os.rename(previous, path)
+                if unless(previous):
+                    os.rename(previous, path)
+                    continue
+            os.rename(new, path)
+            return
         except OSError as error:
             # Another writer was faster: it put a folder there, or moved the one away that was there.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT) or not new.exists():
