@@ -1,4 +1,4 @@
-"""A Plan in TensorFlow: its rates as a Keras schedule; its crops, flips and MixUp as `tf.data`.
+"""A Plan as `tf.data`: its crops, flips and MixUp.
 
 Every batch is a pure function of the seed and of the step's number. That is what lets a training that
 was stopped go on as if it had not been.
@@ -6,13 +6,10 @@ was stopped go on as if it had not been.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 from tensorflow import Tensor
 
 from bitlib.examples import Examples, errors_in_words, prepare
@@ -21,22 +18,6 @@ from bitlib.hyperrule import Plan
 CACHED_BYTES = 1 << 30
 """A dataset whose resized pictures fit into this memory is read once and cached; a larger one is read anew in
 each epoch, and shuffled within this memory. Three times as much is used for a moment, while one is cached."""
-
-
-@keras.saving.register_keras_serializable(package="bitlib")
-class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rates by table: step `i` has rate `rates[i]`, later steps have the last."""
-
-    def __init__(self, rates: Sequence[float]):
-        self.rates = np.asarray(rates, np.float32)
-
-    def __call__(self, step: Tensor | int) -> Tensor:
-        """The rate of an optimizer step, a float32 scalar."""
-        return ops.take(self.rates, ops.minimum(ops.cast(step, "int32"), len(self.rates) - 1))
-
-    def get_config(self) -> dict:
-        """What Keras stores of it."""
-        return {"rates": self.rates.tolist()}
 
 
 def _resized(plan: Plan) -> int:

@@ -162,7 +162,7 @@ def match(
     loop.check_share(rule.batch_size, strategy)
     variables = student.trainable_variables
     with strategy.scope():
-        optimizer = keras.optimizers.AdamW(rule.schedule(), weight_decay=weight_decay)
+        optimizer = keras.optimizers.AdamW(rule.base_lr, weight_decay=weight_decay)
         optimizer.build(variables)
     run = asdict(rule) | {"boundaries": [], "seed": seed}
     run |= {"temperature": temperature, "weight_decay": weight_decay}

@@ -281,7 +281,7 @@ class MomentumSGD(keras.optimizers.SGD):
 
 
 def _optimizer(model: BiT, plan: Plan):
-    optimizer = MomentumSGD(plan.schedule(), momentum=plan.momentum)
+    optimizer = MomentumSGD(plan.base_lr, momentum=plan.momentum)
     if model.dtype_policy.compute_dtype == "float16":  # whose smallest gradients would round to zero
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer

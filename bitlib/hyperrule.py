@@ -15,13 +15,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from bitlib.zoo import VTAB_TASKS
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
 
 REFERENCE_BATCH_SIZE = 512
 """The batch that the rule's learning rate is meant for; others scale the rate in proportion."""
@@ -89,28 +84,6 @@ class Plan:
             if boundary <= last:
                 rate /= 10
         return rate
-
-    def schedule(self) -> keras.optimizers.schedules.LearningRateSchedule:
-        """The rates as a `keras.optimizers.schedules.LearningRateSchedule`."""
-        import bitlib  # whose attributes are loaded when asked for: this module itself needs no TensorFlow
-
-        return bitlib.augment.Schedule([self.learning_rate(step) for step in range(self.steps + 1)])
-
-    def training_batches(
-        self, examples: tuple | tf.data.Dataset, num_classes: int, seed: int = 0, start: int = 0
-    ) -> tf.data.Dataset:
-        """The batches of a training by this plan; see `bitlib.augment.training_batches`."""
-        import bitlib
-
-        return bitlib.augment.training_batches(examples, self, num_classes, seed, start)
-
-    def evaluation_batches(
-        self, examples: tuple | tf.data.Dataset, num_classes: int, batch_size: int = 64
-    ) -> tf.data.Dataset:
-        """Every example once, resized only; see `bitlib.augment.evaluation_batches`."""
-        import bitlib
-
-        return bitlib.augment.evaluation_batches(examples, self, num_classes, batch_size)
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan as pairs of name and value, to be shown as a table."""

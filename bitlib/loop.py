@@ -63,7 +63,7 @@ class Loop:
         log = TensorBoard(tensorboard if chief else None)
         with progress.bar(self.steps, "step", start, shown=bool(verbose and chief)) as bar:
             for step, batch in zip(range(start, self.steps), self.batches(start), strict=False):
-                rate = self.learning_rate(step)
+                rate = saved.optimizer.learning_rate = self.learning_rate(step)
                 loss = float(self.train_step(*batch))
                 if not math.isfinite(loss):
                     raise _diverged(loss, step, rate, saved)

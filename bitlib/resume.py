@@ -65,6 +65,12 @@ class Saved:
             return self.model.arrays
         return {f"weights/{index}": variable for index, variable in enumerate(self.model.variables)}
 
+    @property
+    def momenta(self) -> list[keras.Variable]:
+        """The optimizer's variables but for its rate, which is set at each step."""
+        rate = self.optimizer.learning_rate
+        return [variable for variable in self.optimizer.variables if variable is not rate]
+
     @classmethod
     def in_folder(
         cls,
@@ -88,7 +94,7 @@ class Saved:
         """
         if self.file is None or not self.file.exists():
             return None
-        variables = self.optimizer.variables
+        variables = self.momenta
         try:
             with np.load(self.file, allow_pickle=False) as stored:
                 arrays = dict(stored)
@@ -126,7 +132,7 @@ class Saved:
         weights = {name: variable.numpy() for name, variable in self.weights.items()}
         if not all(np.isfinite(array).all() for array in weights.values()):
             return
-        momenta = {f"optimizer/{i}": variable.numpy() for i, variable in enumerate(self.optimizer.variables)}
+        momenta = {f"optimizer/{i}": variable.numpy() for i, variable in enumerate(self.momenta)}
         training = json.dumps({"run": self.run, "history": asdict(history)})
         with replacing(self.file) as temporary, temporary.open("wb") as file:
             np.savez(file, training=np.array(training), **weights, **momenta)
