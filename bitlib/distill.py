@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -20,10 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from bitlib import finetune, loop, ops
-from bitlib.examples import errors_in_words, prepare, takes_context
+from bitlib.examples import prepare, takes_context
 from bitlib.hyperrule import Plan
 from bitlib.model import BiT
-from bitlib.resume import History, Saved
+from bitlib.resume import History
 
 
 @dataclass(frozen=True)
@@ -158,24 +157,9 @@ def match(
     validate = None
     if validation is not None:
         validate = finetune.evaluator(student, validation, rule, num_classes, name="validation")
-    strategy = loop.strategy_of(student)
-    loop.check_share(rule.batch_size, strategy)
-    variables = student.trainable_variables
-    with strategy.scope():
-        optimizer = keras.optimizers.AdamW(rule.base_lr, weight_decay=weight_decay)
-        optimizer.build(variables)
-    run = asdict(rule) | {"boundaries": [], "seed": seed}
-    run |= {"temperature": temperature, "weight_decay": weight_decay}
-    saved = Saved.in_folder(checkpoints, student, optimizer, run)
-    trained = sum(math.prod(variable.shape) for variable in variables)
-    history = saved.restore() or History(trained=trained, frozen=student.count_params() - trained)
 
     def share(context: tf.distribute.InputContext) -> Any:
         return prepare(images(context), None, name="images")
-
-    def batches(start: int) -> Iterable:
-        examples = share if takes_context(images) else given
-        return loop.shared(examples, rule, 1, seed, start, strategy)
 
     def loss_of(pictures: tf.Tensor, _) -> tf.Tensor:
         with ExitStack() as stack:
@@ -187,25 +171,26 @@ def match(
         apart = divergence(tf.cast(known, tf.float32), tf.cast(learnt, tf.float32), temperature)
         return tf.reduce_sum(apart) / rule.batch_size
 
-    training = loop.Loop(
-        rule.steps,
-        rule.learning_rate,
-        loop.train_step(loss_of, optimizer, variables, strategy, accumulate, clip=1.0),
-        batches,
+    return loop.train(
+        student,
+        rule,
+        share if takes_context(images) else given,
+        1,  # a label that nobody looks at
+        loss_of,
+        lambda: keras.optimizers.AdamW(rule.base_lr, weight_decay=weight_decay),
+        student.trainable_variables,
         validate,
-        validate_every,
-        save_every,
+        seed,
+        verbose,
+        run={"temperature": temperature, "weight_decay": weight_decay},
+        names=("student", "images"),
+        clip=1.0,
+        accumulate=accumulate,
+        checkpoints=checkpoints,
+        save_every=save_every,
+        validate_every=validate_every,
+        tensorboard=tensorboard,
     )
-    with errors_in_words("images"):
-        training.run(
-            history,
-            saved,
-            guard=None if history.loss else loop.Guard(variables, "student"),
-            chief=loop.is_chief(strategy),
-            verbose=verbose,
-            tensorboard=tensorboard,
-        )
-    return history
 
 
 def _check_pair(teacher: keras.Model, student: keras.Model, plan: Plan) -> int:

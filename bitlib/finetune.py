@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -20,7 +21,7 @@ from bitlib.hyperrule import Plan
 from bitlib.inputs import check_whole
 from bitlib.model import BiT
 from bitlib.resume import STATE as STATE
-from bitlib.resume import History, Saved
+from bitlib.resume import History
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -109,41 +110,28 @@ def fit(
     if validation is not None:
         held_out = prepare(validation, num_classes, several, "validation")
         validate = evaluator(model, held_out, plan, num_classes, name="validation")
-    strategy = loop.strategy_of(model)
-    loop.check_share(plan.batch_size, strategy)
-    with strategy.scope():
-        optimizer = _optimizer(model, plan)
-        optimizer.build(variables)
-    run = asdict(plan) | {"boundaries": list(plan.boundaries), "seed": seed, "freeze": freeze}
-    saved = Saved.in_folder(checkpoints, model, optimizer, run)
-    trained = sum(math.prod(variable.shape) for variable in variables)
-    history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
 
     def share(context):
         return prepare(train(context), num_classes, several, "train")
 
-    def batches(start):
-        examples = share if takes_context(train) else given
-        return loop.shared(examples, plan, num_classes, seed, start, strategy)
-
-    steps = loop.Loop(
-        plan.steps,
-        plan.learning_rate,
-        _train_step(model, optimizer, variables, strategy, plan, accumulate, jit_compile, _entropy(several)),
-        batches,
+    history = loop.train(
+        model,
+        plan,
+        share if takes_context(train) else given,
+        num_classes,
+        _loss_of(model, plan, several, jit_compile),
+        partial(_optimizer, model, plan),
+        variables,
         validate,
-        validate_every,
-        save_every,
+        seed,
+        verbose,
+        run={"freeze": freeze},
+        accumulate=accumulate,
+        checkpoints=checkpoints,
+        save_every=save_every,
+        validate_every=validate_every,
+        tensorboard=tensorboard,
     )
-    with errors_in_words("train"):
-        steps.run(
-            history,
-            saved,
-            guard=None if history.loss else loop.Guard(variables),
-            chief=loop.is_chief(strategy),
-            verbose=verbose,
-            tensorboard=tensorboard,
-        )
     card = model.card or zoo.own_card(model.name)
     activation = "sigmoid" if several else "softmax"
     model.card = replace(card, resolution=plan.crop, short_side=None, antialias=False, activation=activation)
@@ -287,38 +275,22 @@ def _optimizer(model: BiT, plan: Plan):
     return optimizer
 
 
-def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Of one class each: labels, logits float `[N, classes]` -> float `[N]`, in nats."""
+def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor, several: bool) -> tf.Tensor:
+    """Of a softmax, or of a sigmoid for each class: labels, logits float `[N, classes]` -> `[N]`, in nats."""
+    if several:
+        return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
     return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
 
 
-def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Of any number of classes each: labels, logits float `[N, classes]` -> float `[N]`, in nats."""
-    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
-
-
-def _entropy(several: bool):
-    return sigmoid_cross_entropy if several else softmax_cross_entropy
-
-
-def _train_step(
-    model: BiT,
-    optimizer,
-    variables,
-    strategy,
-    plan: Plan,
-    accumulate=1,
-    jit_compile=False,
-    entropy=softmax_cross_entropy,
-):
-    """A function from a batch of images and label vectors to its cross-entropy; it updates the weights."""
+def _loss_of(model: BiT, plan: Plan, several: bool = False, jit_compile: bool = False) -> Callable:
+    """The loss that `bitlib.loop.train_step` takes."""
 
     def loss_of(images, labels):
         with ops.computed_by(model, ops.fast(compiled=jit_compile)):
             logits = tf.cast(model(images, training=True), tf.float32)
-        return tf.reduce_sum(entropy(labels, logits)) / plan.batch_size
+        return tf.reduce_sum(_cross_entropy(labels, logits, several)) / plan.batch_size
 
-    return loop.train_step(loss_of, optimizer, variables, strategy, accumulate)
+    return loss_of
 
 
 def _forward(model: keras.Model, plan: Plan):
@@ -332,7 +304,7 @@ def _evaluate(forward, batches: tf.data.Dataset, several: bool) -> tuple[float, 
     found = [(tf.cast(forward(images), tf.float32), labels) for images, labels in batches]
     logits, labels = (tf.concat(parts, 0) for parts in zip(*found, strict=True))
     truth = labels if labels.shape.rank == 2 else tf.one_hot(labels, logits.shape[-1])
-    loss = float(tf.reduce_mean(_entropy(several)(truth, logits)))
+    loss = float(tf.reduce_mean(_cross_entropy(truth, logits, several)))
     if several:
         return multi_label_scores(truth, logits)["average_precision"], loss
     return float(np.mean(np.argmax(logits, axis=-1) == np.argmax(truth, axis=-1))), loss

@@ -11,7 +11,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from bitlib import augment, ops, progress
+from bitlib.examples import errors_in_words
 from bitlib.resume import History, Saved
 
 if TYPE_CHECKING:
@@ -27,84 +28,98 @@ if TYPE_CHECKING:
 ops.require_tensorflow("training by bitlib")
 
 
-@dataclass
-class Loop:
-    """What a training consists of.
+def train(
+    model: keras.Model,
+    plan: Plan,
+    examples: Any,
+    num_classes: int,
+    loss_of: Callable,
+    make_optimizer: Callable[[], keras.optimizers.Optimizer],
+    variables: Sequence[keras.Variable],
+    validate: Callable[[], tuple[float, float]] | None = None,
+    seed: int = 0,
+    verbose: int = 1,
+    *,
+    run: dict[str, Any],
+    names: tuple[str, str] = ("model", "train"),
+    clip: float | None = None,
+    accumulate: int = 1,
+    checkpoints: str | os.PathLike | None = None,
+    save_every: int | None = None,
+    validate_every: int | None = None,
+    tensorboard: str | os.PathLike | None = None,
+) -> History:
+    """Train a model in place, from where this training was stopped.
 
-    Attributes:
-        steps: in all; step `i` has the rate `learning_rate(i)`.
-        train_step: a batch -> its loss, a float; updates the weights.
-        batches: from a step on -> what `train_step` takes, one tuple for each step that is left.
+    Args:
+        examples, num_classes: as of `shared`.
+        loss_of, clip: as of `train_step`.
+        make_optimizer: called in the strategy that the model was made in.
+        variables: the weights to train.
         validate: () -> accuracy and loss; None for no validation.
-        validate_every: steps between two validations; None for the end only.
-        save_every: steps between two savings; None for a tenth of the training.
+        run: the arguments that make this training this one, besides plan and seed, as JSON has them.
+        names: the arguments that model and examples were given by, for messages.
+        plan, seed, verbose, accumulate, checkpoints, save_every, validate_every, tensorboard: as of
+            `bitlib.finetune.fit`.
+
+    Raises: as `bitlib.finetune.fit`.
     """
-
-    steps: int
-    learning_rate: Callable[[int], float]
-    train_step: Callable
-    batches: Callable[[int], Iterable]
-    validate: Callable[[], tuple[float, float]] | None = None
-    validate_every: int | None = None
-    save_every: int | None = None
-
-    def run(
-        self,
-        history: History,
-        saved: Saved,
-        guard: Guard | None,
-        chief: bool,
-        verbose: int,
-        tensorboard: str | os.PathLike | None,
-    ) -> None:
-        """Train from where the history ends. Raises: as `bitlib.finetune.fit`."""
-        start = len(history.loss)
-        save_every = self.save_every or max(1, self.steps // 10)
-        log = TensorBoard(tensorboard if chief else None)
-        with progress.bar(self.steps, "step", start, shown=bool(verbose and chief)) as bar:
-            for step, batch in zip(range(start, self.steps), self.batches(start), strict=False):
-                rate = saved.optimizer.learning_rate = self.learning_rate(step)
-                loss = float(self.train_step(*batch))
-                if not math.isfinite(loss):
-                    raise _diverged(loss, step, rate, saved)
-                history.loss.append(loss)
-                history.learning_rate.append(rate)
-                done = step + 1
-                guard = guard and guard.after(rate)
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}")
-                log.write(done, loss=loss, learning_rate=rate)
-                due = done == self.steps or (self.validate_every and done % self.validate_every == 0)
-                if self.validate and due:
-                    accuracy, validation_loss = self.validate()
-                    history.validated.append(done)
-                    history.validation_accuracy.append(accuracy)
-                    history.validation_loss.append(validation_loss)
-                    log.write(done, validation_accuracy=accuracy, validation_loss=validation_loss)
-                if chief and (done == self.steps or done % save_every == 0):
-                    saved.save(history)
-        if len(history.loss) < self.steps:
-            raise ValueError(
-                f"train: gave batches for {len(history.loss)} of {self.steps} steps; is it an empty dataset?"
-            )
-
-
-def strategy_of(model: keras.Model) -> tf.distribute.Strategy:
-    """The strategy that a model was made in, or the one whose scope we are in."""
-    owner = getattr(model.variables[0].value, "distribute_strategy", None)
-    current = tf.distribute.get_strategy()
-    if owner is None and current.num_replicas_in_sync > 1:
-        raise ValueError("model: made outside the strategy's scope; load it within `with strategy.scope():`")
-    return owner or current
-
-
-def check_share(batch_size: int, strategy: tf.distribute.Strategy) -> None:
-    """Raise ValueError unless the replicas can share a batch equally."""
-    if batch_size % strategy.num_replicas_in_sync:
+    strategy = _strategy_of(model, plan.batch_size)
+    with strategy.scope():
+        optimizer = make_optimizer()
+        optimizer.build(variables)
+    run = asdict(plan) | {"boundaries": list(plan.boundaries), "seed": seed} | run
+    saved = Saved(checkpoints, model, optimizer, run)
+    trained = sum(math.prod(variable.shape) for variable in variables)
+    history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
+    start = len(history.loss)
+    guard = None if start else Guard(variables, names[0])
+    update = train_step(loss_of, optimizer, variables, strategy, accumulate, clip)
+    save_every = save_every or max(1, plan.steps // 10)
+    chief = is_chief(strategy)
+    log = TensorBoard(tensorboard if chief else None)
+    shown = bool(verbose and chief)
+    with errors_in_words(names[1]), progress.bar(plan.steps, "step", start, shown) as bar:
+        batches = shared(examples, plan, num_classes, seed, start, strategy)
+        for done, batch in zip(range(start + 1, plan.steps + 1), batches, strict=False):
+            rate = optimizer.learning_rate = plan.learning_rate(done - 1)
+            loss = float(update(*batch))
+            if not math.isfinite(loss):
+                raise _diverged(loss, done - 1, rate, saved)
+            history.loss.append(loss)
+            history.learning_rate.append(rate)
+            guard = guard and guard.after(rate)
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}")
+            log.write(done, loss=loss, learning_rate=rate)
+            if validate and (done == plan.steps or (validate_every and done % validate_every == 0)):
+                accuracy, validation_loss = validate()
+                history.validated.append(done)
+                history.validation_accuracy.append(accuracy)
+                history.validation_loss.append(validation_loss)
+                log.write(done, validation_accuracy=accuracy, validation_loss=validation_loss)
+            if chief and (done == plan.steps or done % save_every == 0):
+                saved.save(history)
+    if len(history.loss) < plan.steps:
         raise ValueError(
-            f"plan: batch_size {batch_size} cannot be shared equally by the "
-            f"{strategy.num_replicas_in_sync} replicas of the strategy"
+            f"{names[1]}: gave batches for {len(history.loss)} of {plan.steps} steps; is it an empty dataset?"
         )
+    return history
+
+
+def _strategy_of(model: keras.Model, batch_size: int) -> tf.distribute.Strategy:
+    """The strategy that a model was made in, or the one whose scope we are in; its replicas share a batch."""
+    owner = getattr(model.variables[0].value, "distribute_strategy", None)
+    strategy = owner or tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    if owner is None and replicas > 1:
+        raise ValueError("model: made outside the strategy's scope; load it within `with strategy.scope():`")
+    if batch_size % replicas:
+        raise ValueError(
+            f"plan: batch_size {batch_size} cannot be shared equally by the {replicas} replicas of the "
+            "strategy"
+        )
+    return strategy
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
