@@ -26,15 +26,9 @@ def _resized(plan: Plan) -> int:
 
 
 def training_image(image: Tensor, plan: Plan, seed: Tensor) -> Tensor:
-    """Resize, cut out at random, mirror at random, as the plan says.
+    """Resize, cut out and mirror at random, as the plan says: float `[H, W, 3]` -> float32 `[crop, crop, 3]`.
 
-    Args:
-        image: float `[H, W, 3]`.
-        plan: of `bitlib.hyperrule.plan`.
-        seed: int `[2]`; the same seed gives the same crop.
-
-    Returns:
-        float32 `[crop, crop, 3]`.
+    The same seed, int `[2]`, gives the same crop.
     """
     crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
     size = _resized(plan)
@@ -58,13 +52,9 @@ def mixup(images: Tensor, labels: Tensor, alpha: float, seed: Tensor) -> tuple[T
     code of BiT.
 
     Args:
-        images: float `[N, H, W, 3]`.
-        labels: float `[N, classes]`, rows that sum to 1.
+        images, labels: float `[N, H, W, 3]` and `[N, classes]`; so are those that are returned.
         alpha: of the Beta distribution; 0 for no MixUp.
         seed: int `[2]`.
-
-    Returns:
-        Images and labels of the same shapes.
     """
     if alpha == 0:
         return images, labels
@@ -91,9 +81,8 @@ def training_batches(
     Args:
         examples: as `bitlib.examples.prepare` takes and makes them; images may differ in size. A Dataset that
             does not fit into `CACHED_BYTES` is shuffled as far as that allows: let it come shuffled, too.
-        plan: of `bitlib.hyperrule.plan`.
+        plan, seed: as of `bitlib.finetune.fit`.
         num_classes: labels are 0 to `num_classes - 1`.
-        seed: any integer.
         start: step to begin with.
 
     Returns:
@@ -188,11 +177,7 @@ def _cached(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarr
 def evaluation_batches(examples: Any, plan: Plan, num_classes: int, batch_size: int = 64) -> tf.data.Dataset:
     """Every example once, in order, resized only; the last batch holds what is left.
 
-    Args, Raises: as `training_batches`.
-
-    Returns:
-        A dataset of images float32 `[<= batch_size, crop, crop, 3]` and labels, int64 `[<= batch_size]` or
-        float32 `[<= batch_size, num_classes]`, as they came.
+    Args, Returns, Raises: as of `training_batches`, but labels are as they came, int64 `[N]` or vectors.
     """
     pairs = prepare(examples, num_classes).pairs
     if isinstance(pairs, tuple):

@@ -3,7 +3,6 @@ learns to compute what a teacher computes, from pictures without labels.
 
 It is fine-tuning but for four things, which are all that this module adds: the loss is between two networks,
 MixUp is at its strongest, the rate follows a cosine, and Adam with decoupled weight decay takes the steps.
-The loop is `bitlib.loop`, saving and resuming `bitlib.resume`, crops and MixUp `bitlib.augment`.
 """
 
 from __future__ import annotations
@@ -123,36 +122,28 @@ def match(
             `[N, classes]`, of the same classes.
         images: float `[N, H, W, 3]` in [-1, 1]; or all else that `bitlib.finetune.fit` takes. Labels are not
             looked at.
-        steps: of the optimizer.
         validation: images and labels as `bitlib.finetune.fit` takes them, to follow the student's accuracy.
-        seed: of the order of pictures, crops, flips and MixUp.
-        verbose: 1 for a progress bar.
         temperature: of `divergence`.
         weight_decay: of AdamW, relative to the rate.
-        accumulate, checkpoints, save_every, validate_every, tensorboard: as `bitlib.finetune.fit`.
-        how: `crop`, `resize`, `batch_size`, `learning_rate`, `random_flip`, `random_crop`, as `plan` takes
-            them; without `crop`, it is the height of the first image.
+        seed, verbose, accumulate, checkpoints, save_every, validate_every, tensorboard: as of
+            `bitlib.finetune.fit`.
+        steps, how: `crop`, `resize`, `batch_size`, `learning_rate`, `random_flip`, `random_crop`, as of
+            `plan`; without `crop`, it is the height of the first image.
 
     Returns:
         The history; `loss` is the divergence of each batch.
 
-    Raises:
-        TypeError: `teacher` or `student` is no Keras model.
-        ValueError: an argument is out of range; the two differ in their classes; the student has no weights
-            to train, or shares some with the teacher; or `checkpoints` holds another training.
-        RuntimeError: weights of the student that should change are as they were after two steps.
-        FloatingPointError: the divergence is not finite.
+    Raises: as `bitlib.finetune.fit`, and
+        ValueError: the two differ in their classes; the student has no weights to train, or shares some with
+            the teacher.
     """
     given = prepare(images, None, name="images")
     rule = plan(**{"crop": given.first.shape[0], "steps": steps} | how)
     finetune.check_steps(rule, accumulate, save_every, validate_every)
-    for name, value in (("temperature", temperature), ("weight_decay", weight_decay)):
-        if (
-            not isinstance(value, (int, float))
-            or not 0 <= value < math.inf
-            or (name == "temperature" and value == 0)
-        ):
-            raise ValueError(f"{name}: expected a positive number, received {value!r}")
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected a positive number, received {temperature!r}")
+    if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay: expected 0 or a positive number, received {weight_decay!r}")
     num_classes = _check_pair(teacher, student, rule)
     validate = None
     if validation is not None:

@@ -65,14 +65,7 @@ class Plan:
     random_crop: bool
 
     def learning_rate(self, step: int) -> float:
-        """The rate of an optimizer step.
-
-        Args:
-            step: from 0 to `steps - 1`; later ones have rate 0.
-
-        Raises:
-            ValueError: `step` is negative.
-        """
+        """The rate of an optimizer step; 0 from `steps` on. Raises ValueError: `step` is negative."""
         if step < 0:
             raise ValueError(f"step: expected 0 or more, received {step}")
         if step >= self.steps:
@@ -152,7 +145,10 @@ def plan(
     if not 0 <= mixup_alpha < float("inf"):
         raise ValueError(f"mixup_alpha: expected 0 or more, received {mixup_alpha!r}")
 
-    rule = _resolution(height * width, variant, architecture)
+    if height * width < 96 * 96:
+        rule = 160, 128
+    else:
+        rule = (512, 480) if variant == "official" or architecture == "R152x4" else (448, 384)
     crop = None if crop is None else _positive("crop", crop)
     resize = max(rule[0], crop or 0) if resize is None else _positive("resize", resize)
     crop = crop or min(rule[1], resize)
@@ -185,15 +181,6 @@ def _supports(num_examples: int, variant: str) -> tuple[int, ...]:
     if num_examples < LARGE:
         return warmup, 3_000, 6_000, 9_000, 10_000
     return warmup, 6_000, 12_000, 18_000, 20_000
-
-
-def _resolution(area: int, variant: str, architecture: str | None) -> tuple[int, int]:
-    """Size to resize to and to crop to, in pixels."""
-    if area < 96 * 96:
-        return 160, 128
-    if variant == "official" or architecture == "R152x4":
-        return 512, 480
-    return 448, 384
 
 
 def _positive(name: str, value) -> int:

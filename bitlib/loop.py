@@ -12,7 +12,8 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,10 +21,8 @@ import tensorflow as tf
 
 from bitlib import augment, ops, progress
 from bitlib.examples import errors_in_words
+from bitlib.hyperrule import Plan
 from bitlib.resume import History, Saved
-
-if TYPE_CHECKING:
-    from bitlib.hyperrule import Plan
 
 ops.require_tensorflow("training by bitlib")
 
@@ -53,14 +52,12 @@ def train(
 
     Args:
         examples, num_classes: as of `shared`.
-        loss_of, clip: as of `train_step`.
-        make_optimizer: called in the strategy that the model was made in.
-        variables: the weights to train.
+        loss_of, variables, clip: as of `train_step`.
+        make_optimizer: called in the scope of the model's strategy. The rate is set at each step.
         validate: () -> accuracy and loss; None for no validation.
         run: the arguments that make this training this one, besides plan and seed, as JSON has them.
         names: the arguments that model and examples were given by, for messages.
-        plan, seed, verbose, accumulate, checkpoints, save_every, validate_every, tensorboard: as of
-            `bitlib.finetune.fit`.
+        others: as of `bitlib.finetune.fit`.
 
     Raises: as `bitlib.finetune.fit`.
     """
@@ -78,8 +75,7 @@ def train(
     save_every = save_every or max(1, plan.steps // 10)
     chief = is_chief(strategy)
     log = TensorBoard(tensorboard if chief else None)
-    shown = bool(verbose and chief)
-    with errors_in_words(names[1]), progress.bar(plan.steps, "step", start, shown) as bar:
+    with errors_in_words(names[1]), progress.bar(plan.steps, "step", start, bool(verbose and chief)) as bar:
         batches = shared(examples, plan, num_classes, seed, start, strategy)
         for done, batch in zip(range(start + 1, plan.steps + 1), batches, strict=False):
             rate = optimizer.learning_rate = plan.learning_rate(done - 1)
@@ -127,17 +123,12 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     resolver = strategy.cluster_resolver
     if resolver is None or resolver.task_type in (None, "", "chief"):
         return True
-    chief_apart = "chief" in resolver.cluster_spec().jobs
-    return resolver.task_type == "worker" and resolver.task_id == 0 and not chief_apart
+    is_first = resolver.task_type == "worker" and resolver.task_id == 0
+    return is_first and "chief" not in resolver.cluster_spec().jobs
 
 
 def shared(
-    examples: Any,
-    plan: Plan,
-    num_classes: int,
-    seed: int,
-    start: int,
-    strategy: tf.distribute.Strategy,
+    examples: Any, plan: Plan, num_classes: int, seed: int, start: int, strategy: tf.distribute.Strategy
 ) -> Iterable:
     """The batches of a plan from a step on, each shared by the replicas.
 
@@ -199,12 +190,11 @@ def train_step(
             more, grads = gradients(*(values[rows] for values in batch))
             return part + 1, loss + more, [total + grad for total, grad in zip(sums, grads, strict=True)]
 
-        zeros = [tf.zeros(variable.shape) for variable in variables]
         # One part after the other: side by side they would need the memory that this is to save.
         _, loss, sums = tf.while_loop(
             lambda part, *_: part * size < count,
             add,
-            (tf.constant(0), tf.constant(0.0), zeros),
+            (tf.constant(0), tf.constant(0.0), [tf.zeros(variable.shape) for variable in variables]),
             parallel_iterations=1,
         )
         return loss, sums
@@ -242,19 +232,17 @@ class Guard:
 
     def after(self, rate: float) -> Guard | None:
         """Call after each step; returns the guard while it is needed."""
-        self.updates += rate > 0
-        if self.updates == 0 or (self.updates == 1 and rate == 0):
+        if rate == 0:
             return self
-        changed = [a != b for a, b in zip(self.before, self._fingerprints(), strict=True)]
-        is_head = ["/head/" in variable.path for variable in self.variables]
-        parts = [("head", is_head)]
-        if self.updates > 1:
-            parts.append(("backbone", [not head for head in is_head]))
-        for part, members in parts:
-            if any(members) and not any(c for c, member in zip(changed, members, strict=True) if member):
+        self.updates += 1
+        changed: dict[str, list[bool]] = {"head": [], "backbone": []}
+        for variable, before, now in zip(self.variables, self.before, self._fingerprints(), strict=True):
+            changed["head" if "/head/" in variable.path else "backbone"].append(before != now)
+        for part in ("head", "backbone")[: self.updates]:
+            if changed[part] and not any(changed[part]):
                 weights = sum(math.prod(variable.shape) for variable in self.variables)
                 raise RuntimeError(
-                    f"{self.name}: its {part} does not train: {sum(members)} arrays are what they were "
+                    f"{self.name}: its {part} does not train: {len(changed[part])} arrays are what they were "
                     f"before {self.updates} steps ({weights:,} weights to train in all). A rate of "
                     f"{rate:g} may be too small for float32, or the examples give no gradient"
                 )
@@ -275,14 +263,9 @@ class TensorBoard:
     """Scalars for TensorBoard; does nothing where no folder is named."""
 
     def __init__(self, folder: str | os.PathLike | None):
+        if folder is not None and find_spec("tensorboard") is None:
+            raise ImportError("tensorboard: the package is not installed; pip install 'bitlib[tensorboard]'")
         self.writer = None if folder is None else tf.summary.create_file_writer(str(folder))
-        if self.writer:
-            try:
-                import tensorboard  # noqa: F401
-            except ImportError:
-                raise ImportError(
-                    "tensorboard: the package is not installed; pip install 'bitlib[tensorboard]'"
-                ) from None
 
     def write(self, step: int, **scalars: float) -> None:
         """Write values of one step, by name."""

@@ -7,16 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 
 from bitlib import checkpoint
 from bitlib.model import BiT
 from bitlib.writing import replacing
-
-if TYPE_CHECKING:
-    import keras
 
 STATE = "training.npz"
 """The file of a checkpoint folder: weights, momenta, step, history, and the run that they belong to."""
@@ -81,9 +78,9 @@ class Saved:
             training = json.loads(str(arrays.pop("training")))
             found, history = dict(training["run"]), History(**training["history"])
         except Exception as error:  # a file of any content
-            reason = f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"checkpoints: {self.file} cannot be read as a training ({reason}); delete it to begin anew"
+                f"checkpoints: {self.file} cannot be read as a training ({type(error).__name__}: {error}); "
+                "delete it to begin anew"
             ) from error
         for name, value in self.run.items():
             if found.get(name) != value:
