@@ -237,7 +237,7 @@ class Guard:
         self.updates += 1
         changed: dict[str, list[bool]] = {"head": [], "backbone": []}
         for variable, before, now in zip(self.variables, self.before, self._fingerprints(), strict=True):
-            changed["head" if "/head/" in variable.path else "backbone"].append(before != now)
+            changed["head" if "head" in variable.path.split("/") else "backbone"].append(before != now)
         for part in ("head", "backbone")[: self.updates]:
             if changed[part] and not any(changed[part]):
                 weights = sum(math.prod(variable.shape) for variable in self.variables)

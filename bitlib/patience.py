@@ -187,7 +187,7 @@ def from_labels(
     optimizer = keras.optimizers.AdamW(rule.base_lr, weight_decay=1e-4, global_clipnorm=1.0)
     small.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
     rates = keras.callbacks.LambdaCallback(
-        on_train_batch_begin=lambda step, _: setattr(optimizer, "learning_rate", rule.learning_rate(step))
+        on_train_batch_begin=lambda step, logs: setattr(optimizer, "learning_rate", rule.learning_rate(step))
     )
     small.fit(batches.repeat(), steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[rates])
     return accuracy(small, given)

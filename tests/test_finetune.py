@@ -449,7 +449,7 @@ class TestFailures:
 
     @pytest.mark.slow
     def test_divergence_without_a_folder(self, model, examples):
-        model.head.bias.assign([np.nan, 0, 0])
+        model.head.convolution.bias.assign([np.nan, 0, 0])
         with pytest.raises(FloatingPointError, match=r"^loss: nan at step 0.*name a folder in checkpoints"):
             finetune.fit(model, examples, a_plan(), verbose=0)
 
