@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from protocol import serve
 
-from bitlib import datasets, features, finetune, graphs, hyperrule, ops, savedmodel
+from bitlib import datasets, features, finetune, graphs, hyperrule, loop, ops, savedmodel
 from bitlib.model import BiT
 from bitlib.zoo import units_and_width
 
@@ -86,10 +86,8 @@ def training(architecture: str, batch: int, size: int, variant: str):
     plan = hyperrule.plan(100, size, base_lr=1e-6, **settings)
     optimizer = finetune._optimizer(net, plan)
     optimizer.build(net.trainable_variables)
-    step = finetune._train_step(
-        net, optimizer, net.trainable_variables, tf.distribute.get_strategy(), plan,
-        jit_compile=variant == "compiled",
-    )  # fmt: skip
+    loss_of = finetune._loss_of(net, plan, jit_compile=variant == "compiled")
+    step = loop.train_step(loss_of, optimizer, net.trainable_variables, tf.distribute.get_strategy())
     labels = tf.one_hot(np.arange(batch) % 1000, 1000)
     return lambda: float(step(images(batch, size), labels))
 

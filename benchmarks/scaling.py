@@ -41,7 +41,8 @@ def measure(architecture: str, size: int, share: int) -> float:
         model = BiT(*units_and_width(architecture), 10)
         optimizer = finetune._optimizer(model, plan)
         optimizer.build(model.trainable_variables)
-    step = finetune._train_step(model, optimizer, model.trainable_variables, strategy, plan)
+    loss_of = finetune._loss_of(model, plan)
+    step = loop.train_step(loss_of, optimizer, model.trainable_variables, strategy)
     batch = next(iter(loop.shared(examples, plan, 10, 0, 0, strategy)))
     times = []
     for _ in range(10):

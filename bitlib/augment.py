@@ -1,4 +1,4 @@
-"""A Plan in TensorFlow: its rates as a Keras schedule; its crops, flips and MixUp as `tf.data`.
+"""A Plan as `tf.data`: its crops, flips and MixUp.
 
 Every batch is a pure function of the seed and of the step's number. That is what lets a training that
 was stopped go on as if it had not been.
@@ -6,13 +6,10 @@ was stopped go on as if it had not been.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 from tensorflow import Tensor
 
 from bitlib.examples import Examples, errors_in_words, prepare
@@ -23,37 +20,15 @@ CACHED_BYTES = 1 << 30
 each epoch, and shuffled within this memory. Three times as much is used for a moment, while one is cached."""
 
 
-@keras.saving.register_keras_serializable(package="bitlib")
-class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rates by table: step `i` has rate `rates[i]`, later steps have the last."""
-
-    def __init__(self, rates: Sequence[float]):
-        self.rates = np.asarray(rates, np.float32)
-
-    def __call__(self, step: Tensor | int) -> Tensor:
-        """The rate of an optimizer step, a float32 scalar."""
-        return ops.take(self.rates, ops.minimum(ops.cast(step, "int32"), len(self.rates) - 1))
-
-    def get_config(self) -> dict:
-        """What Keras stores of it."""
-        return {"rates": self.rates.tolist()}
-
-
 def _resized(plan: Plan) -> int:
     """Height and width of a training image before it is cropped, if it is."""
     return plan.resize if plan.random_crop else plan.crop
 
 
 def training_image(image: Tensor, plan: Plan, seed: Tensor) -> Tensor:
-    """Resize, cut out at random, mirror at random, as the plan says.
+    """Resize, cut out and mirror at random, as the plan says: float `[H, W, 3]` -> float32 `[crop, crop, 3]`.
 
-    Args:
-        image: float `[H, W, 3]`.
-        plan: of `bitlib.hyperrule.plan`.
-        seed: int `[2]`; the same seed gives the same crop.
-
-    Returns:
-        float32 `[crop, crop, 3]`.
+    The same seed, int `[2]`, gives the same crop.
     """
     crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
     size = _resized(plan)
@@ -77,13 +52,9 @@ def mixup(images: Tensor, labels: Tensor, alpha: float, seed: Tensor) -> tuple[T
     code of BiT.
 
     Args:
-        images: float `[N, H, W, 3]`.
-        labels: float `[N, classes]`, rows that sum to 1.
+        images, labels: float `[N, H, W, 3]` and `[N, classes]`; so are those that are returned.
         alpha: of the Beta distribution; 0 for no MixUp.
         seed: int `[2]`.
-
-    Returns:
-        Images and labels of the same shapes.
     """
     if alpha == 0:
         return images, labels
@@ -110,9 +81,8 @@ def training_batches(
     Args:
         examples: as `bitlib.examples.prepare` takes and makes them; images may differ in size. A Dataset that
             does not fit into `CACHED_BYTES` is shuffled as far as that allows: let it come shuffled, too.
-        plan: of `bitlib.hyperrule.plan`.
+        plan, seed: as of `bitlib.finetune.fit`.
         num_classes: labels are 0 to `num_classes - 1`.
-        seed: any integer.
         start: step to begin with.
 
     Returns:
@@ -207,11 +177,7 @@ def _cached(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarr
 def evaluation_batches(examples: Any, plan: Plan, num_classes: int, batch_size: int = 64) -> tf.data.Dataset:
     """Every example once, in order, resized only; the last batch holds what is left.
 
-    Args, Raises: as `training_batches`.
-
-    Returns:
-        A dataset of images float32 `[<= batch_size, crop, crop, 3]` and labels, int64 `[<= batch_size]` or
-        float32 `[<= batch_size, num_classes]`, as they came.
+    Args, Returns, Raises: as of `training_batches`, but labels are as they came, int64 `[N]` or vectors.
     """
     pairs = prepare(examples, num_classes).pairs
     if isinstance(pairs, tuple):

@@ -3,16 +3,14 @@ learns to compute what a teacher computes, from pictures without labels.
 
 It is fine-tuning but for four things, which are all that this module adds: the loss is between two networks,
 MixUp is at its strongest, the rate follows a cosine, and Adam with decoupled weight decay takes the steps.
-The loop is `bitlib.loop`, saving and resuming `bitlib.resume`, crops and MixUp `bitlib.augment`.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -20,10 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from bitlib import finetune, loop, ops
-from bitlib.examples import errors_in_words, prepare, takes_context
+from bitlib.examples import prepare, takes_context
 from bitlib.hyperrule import Plan
 from bitlib.model import BiT
-from bitlib.resume import History, Saved
+from bitlib.resume import History
 
 
 @dataclass(frozen=True)
@@ -124,58 +122,35 @@ def match(
             `[N, classes]`, of the same classes.
         images: float `[N, H, W, 3]` in [-1, 1]; or all else that `bitlib.finetune.fit` takes. Labels are not
             looked at.
-        steps: of the optimizer.
         validation: images and labels as `bitlib.finetune.fit` takes them, to follow the student's accuracy.
-        seed: of the order of pictures, crops, flips and MixUp.
-        verbose: 1 for a progress bar.
         temperature: of `divergence`.
         weight_decay: of AdamW, relative to the rate.
-        accumulate, checkpoints, save_every, validate_every, tensorboard: as `bitlib.finetune.fit`.
-        how: `crop`, `resize`, `batch_size`, `learning_rate`, `random_flip`, `random_crop`, as `plan` takes
-            them; without `crop`, it is the height of the first image.
+        seed, verbose, accumulate, checkpoints, save_every, validate_every, tensorboard: as of
+            `bitlib.finetune.fit`.
+        steps, how: `crop`, `resize`, `batch_size`, `learning_rate`, `random_flip`, `random_crop`, as of
+            `plan`; without `crop`, it is the height of the first image.
 
     Returns:
         The history; `loss` is the divergence of each batch.
 
-    Raises:
-        TypeError: `teacher` or `student` is no Keras model.
-        ValueError: an argument is out of range; the two differ in their classes; the student has no weights
-            to train, or shares some with the teacher; or `checkpoints` holds another training.
-        RuntimeError: weights of the student that should change are as they were after two steps.
-        FloatingPointError: the divergence is not finite.
+    Raises: as `bitlib.finetune.fit`, and
+        ValueError: the two differ in their classes; the student has no weights to train, or shares some with
+            the teacher.
     """
     given = prepare(images, None, name="images")
     rule = plan(**{"crop": given.first.shape[0], "steps": steps} | how)
     finetune.check_steps(rule, accumulate, save_every, validate_every)
-    for name, value in (("temperature", temperature), ("weight_decay", weight_decay)):
-        if (
-            not isinstance(value, (int, float))
-            or not 0 <= value < math.inf
-            or (name == "temperature" and value == 0)
-        ):
-            raise ValueError(f"{name}: expected a positive number, received {value!r}")
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected a positive number, received {temperature!r}")
+    if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay: expected 0 or a positive number, received {weight_decay!r}")
     num_classes = _check_pair(teacher, student, rule)
     validate = None
     if validation is not None:
         validate = finetune.evaluator(student, validation, rule, num_classes, name="validation")
-    strategy = loop.strategy_of(student)
-    loop.check_share(rule.batch_size, strategy)
-    variables = student.trainable_variables
-    with strategy.scope():
-        optimizer = keras.optimizers.AdamW(rule.schedule(), weight_decay=weight_decay)
-        optimizer.build(variables)
-    run = asdict(rule) | {"boundaries": [], "seed": seed}
-    run |= {"temperature": temperature, "weight_decay": weight_decay}
-    saved = Saved.in_folder(checkpoints, student, optimizer, run)
-    trained = sum(math.prod(variable.shape) for variable in variables)
-    history = saved.restore() or History(trained=trained, frozen=student.count_params() - trained)
 
     def share(context: tf.distribute.InputContext) -> Any:
         return prepare(images(context), None, name="images")
-
-    def batches(start: int) -> Iterable:
-        examples = share if takes_context(images) else given
-        return loop.shared(examples, rule, 1, seed, start, strategy)
 
     def loss_of(pictures: tf.Tensor, _) -> tf.Tensor:
         with ExitStack() as stack:
@@ -187,25 +162,26 @@ def match(
         apart = divergence(tf.cast(known, tf.float32), tf.cast(learnt, tf.float32), temperature)
         return tf.reduce_sum(apart) / rule.batch_size
 
-    training = loop.Loop(
-        rule.steps,
-        rule.learning_rate,
-        loop.train_step(loss_of, optimizer, variables, strategy, accumulate, clip=1.0),
-        batches,
+    return loop.train(
+        student,
+        rule,
+        share if takes_context(images) else given,
+        1,  # a label that nobody looks at
+        loss_of,
+        lambda: keras.optimizers.AdamW(rule.base_lr, weight_decay=weight_decay),
+        student.trainable_variables,
         validate,
-        validate_every,
-        save_every,
+        seed,
+        verbose,
+        run={"temperature": temperature, "weight_decay": weight_decay},
+        names=("student", "images"),
+        clip=1.0,
+        accumulate=accumulate,
+        checkpoints=checkpoints,
+        save_every=save_every,
+        validate_every=validate_every,
+        tensorboard=tensorboard,
     )
-    with errors_in_words("images"):
-        training.run(
-            history,
-            saved,
-            guard=None if history.loss else loop.Guard(variables, "student"),
-            chief=loop.is_chief(strategy),
-            verbose=verbose,
-            tensorboard=tensorboard,
-        )
-    return history
 
 
 def _check_pair(teacher: keras.Model, student: keras.Model, plan: Plan) -> int:

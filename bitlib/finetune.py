@@ -1,18 +1,18 @@
-"""Fine-tuning by the BiT-HyperRule (arXiv 1912.11370, section 3.3): a model, examples and a plan in, a
-tuned model out. The loop is in `bitlib.loop`, saving and resuming in `bitlib.resume`.
-"""
+"""Fine-tuning by the BiT-HyperRule (arXiv 1912.11370, section 3.3)."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from bitlib import augment, loop, ops, zoo
 from bitlib.examples import errors_in_words, prepare, takes_context
@@ -20,14 +20,10 @@ from bitlib.hyperrule import Plan
 from bitlib.inputs import check_whole
 from bitlib.model import BiT
 from bitlib.resume import STATE as STATE
-from bitlib.resume import History, Saved
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+from bitlib.resume import History
 
 FREEZABLE = ("root", "block1", "block2", "block3", "block4", "backbone")
-"""What `freeze` takes: everything up to and including that stage; `backbone` is all but the head."""
-
+"""What `freeze` takes, from the bottom to the top."""
 
 SMALL_MODEL = {"batch_size": 64, "steps": 250, "base_lr": 0.1, "resize": 56, "crop": 48}
 """The rule for BiT-XS on a small task: arguments of `bitlib.hyperrule.plan`. It has the rule's shape; the
@@ -53,40 +49,37 @@ def fit(
 ) -> History:
     """Tune a model in place: SGD with momentum, cross-entropy, everything else by the plan.
 
-    The cross-entropy is that of a softmax, also of labels that are vectors, one-hot or blended. Where several
-    classes may be true, it is that of a sigmoid for each class, summed over classes.
+    The cross-entropy is that of a softmax; where several classes may be true of an image, it is that of a
+    sigmoid for each class, summed over classes.
 
-    Called inside the scope of a `tf.distribute` strategy, or with a model made in one, it trains on all
-    of its replicas, which share each batch of the plan. The same seed gives the same batches however many
-    replicas there are, however each batch is accumulated, and wherever a run was stopped.
+    A model that was made in the scope of a `tf.distribute` strategy is trained on all of its replicas, which
+    share each batch of the plan. The same seed gives the same batches however many replicas there are,
+    however each batch is accumulated, and wherever a run was stopped.
 
     Args:
-        model: a `bitlib.model.BiT` with a head, such as `bitlib.load(name, head=10)` gives; that head
-            starts at zero, as the rule wants it.
+        model: with a head, such as `bitlib.load(name, head=10)` gives: of zeros, as the rule wants it.
         train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]` or vectors `[N, classes]`; or
             a `tf.data.Dataset` or another source of such pairs, as `bitlib.examples.prepare` takes them. With
             a function from a `tf.distribute.InputContext` to a Dataset, as `bitlib.records.Records.part` is,
             each of several machines reads only what it is given, and blends its share of a batch in itself.
         plan: of `bitlib.hyperrule.plan`.
-        validation: as `train`; resized only, and every example counted once. The history has the score
-            that `evaluate` returns as `validation_accuracy`.
+        validation: as `train`. The history has the score of `evaluate` as `validation_accuracy`.
         seed: of the order of examples, crops, flips and MixUp.
         verbose: 1 for a progress bar.
-        multi_label: whether several classes, or none, may be true of an image. None to tell by the labels:
-            where every vector sums to 1, one class is true. Of a Dataset the first 16 labels tell; a later
-            one that says otherwise is an error.
-        freeze: None to train all; `root`, `block1` … `block4` to keep all weights up to and including
-            that stage; `backbone` to train the head only.
-        accumulate: parts that a replica computes its share of a batch in, to save memory. The gradients
-            are summed: the result is that of the whole batch, within rounding.
-        checkpoints: a folder; the training is saved there and, called again with the same arguments,
-            goes on from there; `train` has to give the same examples in the same order. Replicas on several
-            machines need one they share.
+        multi_label: whether several classes, or none, may be true of an image. None to tell by the labels, of
+            a Dataset by the first 16 (a later one that says otherwise is an error): where every vector sums
+            to 1, one class is true.
+        freeze: `root`, `block1` … `block4` to keep all weights up to and including that stage; `backbone` to
+            train the head only; None to train all.
+        accumulate: parts that a replica computes its share of a batch in, to save memory; the result is that
+            of the whole batch, within rounding.
+        checkpoints: a folder, which several machines share. The training is saved there and, called again
+            with the same arguments and the same examples in the same order, goes on from there.
         save_every: steps between two savings; None for a tenth of the training. It is saved at the end.
         validate_every: steps between two validations; None for the end only.
         tensorboard: a folder for TensorBoard to read loss, rate and validation from.
-        jit_compile: compile every GroupNorm of the training step with XLA: the same numbers to the last
-            digits, some hundredths faster on CPUs.
+        jit_compile: compile every GroupNorm with XLA: the same numbers to the last digits, some hundredths
+            faster on CPUs.
 
     Returns:
         The history, of the whole training also where it was resumed.
@@ -107,43 +100,29 @@ def fit(
     several = given.several
     validate = None
     if validation is not None:
-        held_out = prepare(validation, num_classes, several, "validation")
-        validate = evaluator(model, held_out, plan, num_classes, name="validation")
-    strategy = loop.strategy_of(model)
-    loop.check_share(plan.batch_size, strategy)
-    with strategy.scope():
-        optimizer = _optimizer(model, plan)
-        optimizer.build(variables)
-    run = asdict(plan) | {"boundaries": list(plan.boundaries), "seed": seed, "freeze": freeze}
-    saved = Saved.in_folder(checkpoints, model, optimizer, run)
-    trained = sum(math.prod(variable.shape) for variable in variables)
-    history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
+        validate = evaluator(model, validation, plan, num_classes, multi_label=several, name="validation")
 
     def share(context):
         return prepare(train(context), num_classes, several, "train")
 
-    def batches(start):
-        examples = share if takes_context(train) else given
-        return loop.shared(examples, plan, num_classes, seed, start, strategy)
-
-    steps = loop.Loop(
-        plan.steps,
-        plan.learning_rate,
-        _train_step(model, optimizer, variables, strategy, plan, accumulate, jit_compile, _entropy(several)),
-        batches,
+    history = loop.train(
+        model,
+        plan,
+        share if takes_context(train) else given,
+        num_classes,
+        _loss_of(model, plan, several, jit_compile),
+        partial(_optimizer, model, plan),
+        variables,
         validate,
-        validate_every,
-        save_every,
+        seed,
+        verbose,
+        run={"freeze": freeze},
+        accumulate=accumulate,
+        checkpoints=checkpoints,
+        save_every=save_every,
+        validate_every=validate_every,
+        tensorboard=tensorboard,
     )
-    with errors_in_words("train"):
-        steps.run(
-            history,
-            saved,
-            guard=None if history.loss else loop.Guard(variables),
-            chief=loop.is_chief(strategy),
-            verbose=verbose,
-            tensorboard=tensorboard,
-        )
     card = model.card or zoo.own_card(model.name)
     activation = "sigmoid" if several else "softmax"
     model.card = replace(card, resolution=plan.crop, short_side=None, antialias=False, activation=activation)
@@ -161,9 +140,7 @@ def evaluate(
     labels would be 0.9 for always saying no where one in ten is true. `multi_label_scores` has both.
 
     Args:
-        model: a `bitlib.model.BiT` with a head.
-        examples: as `train` of `fit`.
-        plan: of `bitlib.hyperrule.plan`; tells the resolution.
+        model, examples, plan: as `model`, `train` and `plan` of `fit`.
         batch_size: images computed at once.
         multi_label: as of `fit`; for a model that was trained by sigmoids, None is True of vectors.
 
@@ -173,8 +150,8 @@ def evaluate(
     """
     num_classes = _check_model(model, plan)
     by_sigmoids = multi_label is None and model.card and model.card.activation == "sigmoid"
-    given = prepare(examples, num_classes, "vectors" if by_sigmoids else multi_label)
-    return evaluator(model, given, plan, num_classes, batch_size)()
+    by_labels = "vectors" if by_sigmoids else multi_label
+    return evaluator(model, examples, plan, num_classes, batch_size, multi_label=by_labels)()
 
 
 def evaluator(
@@ -183,32 +160,38 @@ def evaluator(
     plan: Plan,
     num_classes: int,
     batch_size: int = 64,
+    *,
+    multi_label: bool | str | None = None,
     name: str = "examples",
 ) -> Callable[[], tuple[float, float]]:
-    """What `evaluate` gives, to be called as often as one likes; for any model from images to logits.
+    """A function that returns what `evaluate` returns; for any model from images to logits.
 
     Raises: as `evaluate`; of a Dataset, for later examples, when it is called.
     """
     check_whole("batch_size", batch_size)
-    given = prepare(examples, num_classes, name=name)
+    given = prepare(examples, num_classes, multi_label, name)
     batches = augment.evaluation_batches(given, plan, num_classes, batch_size)
     forward = _forward(model, plan)
 
     def evaluation() -> tuple[float, float]:
         with errors_in_words(name):
-            return _evaluate(forward, batches, given.several)
+            found = [(tf.cast(forward(images), tf.float32), labels) for images, labels in batches]
+        logits, labels = (tf.concat(parts, 0) for parts in zip(*found, strict=True))
+        truth = labels if labels.shape.rank == 2 else tf.one_hot(labels, logits.shape[-1])
+        loss = float(tf.reduce_mean(_cross_entropy(truth, logits, given.several)))
+        if given.several:
+            return multi_label_scores(truth, logits)["average_precision"], loss
+        return float(np.mean(np.argmax(logits, axis=-1) == np.argmax(truth, axis=-1))), loss
 
     return evaluation
 
 
 def predict(model: BiT, images: Any, plan: Plan, batch_size: int = 64) -> np.ndarray:
-    """What a tuned model says of images, resized to `plan.crop`.
+    """The logits of images, resized to `plan.crop`.
 
     Args:
-        model: a `bitlib.model.BiT` with a head.
+        model, plan, batch_size: as of `evaluate`.
         images: float `[N, H, W, 3]` in [-1, 1]; or anything that `fit` takes. Labels are not looked at.
-        plan: of `bitlib.hyperrule.plan`; tells the resolution.
-        batch_size: images computed at once.
 
     Returns:
         Logits float32 `[N, classes]`.
@@ -250,7 +233,7 @@ def check_steps(plan: Plan, accumulate: int, save_every: int | None, validate_ev
 def _trainable(model: BiT, freeze: str | None) -> list:
     """The variables to train. One that its owner marked otherwise is an error, not a silent exception."""
     order = ("root_block", "block1", "block2", "block3", "block4", "group_norm", "head")
-    last = -1 if freeze is None else 5 if freeze == "backbone" else FREEZABLE.index(freeze)
+    last = -1 if freeze is None else FREEZABLE.index(freeze)
     chosen = {name: v for name, v in model.arrays.items() if order.index(name.split("/")[1]) > last}
     off = [name for name, variable in chosen.items() if not variable.trainable]
     if off:
@@ -281,44 +264,28 @@ class MomentumSGD(keras.optimizers.SGD):
 
 
 def _optimizer(model: BiT, plan: Plan):
-    optimizer = MomentumSGD(plan.schedule(), momentum=plan.momentum)
+    optimizer = MomentumSGD(plan.base_lr, momentum=plan.momentum)
     if model.dtype_policy.compute_dtype == "float16":  # whose smallest gradients would round to zero
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 
-def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Of one class each: labels, logits float `[N, classes]` -> float `[N]`, in nats."""
+def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor, several: bool) -> tf.Tensor:
+    """Of a softmax, or of a sigmoid for each class: labels, logits float `[N, classes]` -> `[N]`, in nats."""
+    if several:
+        return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
     return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
 
 
-def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Of any number of classes each: labels, logits float `[N, classes]` -> float `[N]`, in nats."""
-    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
-
-
-def _entropy(several: bool):
-    return sigmoid_cross_entropy if several else softmax_cross_entropy
-
-
-def _train_step(
-    model: BiT,
-    optimizer,
-    variables,
-    strategy,
-    plan: Plan,
-    accumulate=1,
-    jit_compile=False,
-    entropy=softmax_cross_entropy,
-):
-    """A function from a batch of images and label vectors to its cross-entropy; it updates the weights."""
+def _loss_of(model: BiT, plan: Plan, several: bool = False, jit_compile: bool = False) -> Callable:
+    """The loss that `bitlib.loop.train_step` takes."""
 
     def loss_of(images, labels):
         with ops.computed_by(model, ops.fast(compiled=jit_compile)):
             logits = tf.cast(model(images, training=True), tf.float32)
-        return tf.reduce_sum(entropy(labels, logits)) / plan.batch_size
+        return tf.reduce_sum(_cross_entropy(labels, logits, several)) / plan.batch_size
 
-    return loop.train_step(loss_of, optimizer, variables, strategy, accumulate)
+    return loss_of
 
 
 def _forward(model: keras.Model, plan: Plan):
@@ -328,22 +295,8 @@ def _forward(model: keras.Model, plan: Plan):
     )
 
 
-def _evaluate(forward, batches: tf.data.Dataset, several: bool) -> tuple[float, float]:
-    found = [(tf.cast(forward(images), tf.float32), labels) for images, labels in batches]
-    logits, labels = (tf.concat(parts, 0) for parts in zip(*found, strict=True))
-    truth = labels if labels.shape.rank == 2 else tf.one_hot(labels, logits.shape[-1])
-    loss = float(tf.reduce_mean(_entropy(several)(truth, logits)))
-    if several:
-        return multi_label_scores(truth, logits)["average_precision"], loss
-    return float(np.mean(np.argmax(logits, axis=-1) == np.argmax(truth, axis=-1))), loss
-
-
 def multi_label_scores(labels: ArrayLike, logits: ArrayLike) -> dict[str, float]:
-    """Scores of logits where several classes may be true of an image.
-
-    Args:
-        labels: `[N, classes]`, true above a half.
-        logits: float `[N, classes]`, as `predict` returns them.
+    """Scores of logits `[N, classes]` where several classes may be true: labels `[N, classes]` above a half.
 
     Returns:
         `average_precision`: its mean over the classes that are true of some image; NaN if there is none.
@@ -355,7 +308,6 @@ def multi_label_scores(labels: ArrayLike, logits: ArrayLike) -> dict[str, float]
     truth, logits = np.asarray(labels) > 0.5, np.asarray(logits)
     if not np.isfinite(logits).all():
         return {"average_precision": math.nan, "accuracy": math.nan}
-    classes = [number for number in range(truth.shape[1]) if truth[:, number].any()]
-    each = [average_precision_score(truth[:, number], logits[:, number]) for number in classes]
-    precision = float(np.mean(each)) if each else math.nan
+    known = truth.any(axis=0)
+    precision = float(average_precision_score(truth[:, known], logits[:, known])) if known.any() else math.nan
     return {"average_precision": precision, "accuracy": float(np.mean((logits > 0) == truth))}

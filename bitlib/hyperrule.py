@@ -15,13 +15,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from bitlib.zoo import VTAB_TASKS
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
 
 REFERENCE_BATCH_SIZE = 512
 """The batch that the rule's learning rate is meant for; others scale the rate in proportion."""
@@ -70,14 +65,7 @@ class Plan:
     random_crop: bool
 
     def learning_rate(self, step: int) -> float:
-        """The rate of an optimizer step.
-
-        Args:
-            step: from 0 to `steps - 1`; later ones have rate 0.
-
-        Raises:
-            ValueError: `step` is negative.
-        """
+        """The rate of an optimizer step; 0 from `steps` on. Raises ValueError: `step` is negative."""
         if step < 0:
             raise ValueError(f"step: expected 0 or more, received {step}")
         if step >= self.steps:
@@ -89,28 +77,6 @@ class Plan:
             if boundary <= last:
                 rate /= 10
         return rate
-
-    def schedule(self) -> keras.optimizers.schedules.LearningRateSchedule:
-        """The rates as a `keras.optimizers.schedules.LearningRateSchedule`."""
-        import bitlib  # whose attributes are loaded when asked for: this module itself needs no TensorFlow
-
-        return bitlib.augment.Schedule([self.learning_rate(step) for step in range(self.steps + 1)])
-
-    def training_batches(
-        self, examples: tuple | tf.data.Dataset, num_classes: int, seed: int = 0, start: int = 0
-    ) -> tf.data.Dataset:
-        """The batches of a training by this plan; see `bitlib.augment.training_batches`."""
-        import bitlib
-
-        return bitlib.augment.training_batches(examples, self, num_classes, seed, start)
-
-    def evaluation_batches(
-        self, examples: tuple | tf.data.Dataset, num_classes: int, batch_size: int = 64
-    ) -> tf.data.Dataset:
-        """Every example once, resized only; see `bitlib.augment.evaluation_batches`."""
-        import bitlib
-
-        return bitlib.augment.evaluation_batches(examples, self, num_classes, batch_size)
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan as pairs of name and value, to be shown as a table."""
@@ -179,7 +145,10 @@ def plan(
     if not 0 <= mixup_alpha < float("inf"):
         raise ValueError(f"mixup_alpha: expected 0 or more, received {mixup_alpha!r}")
 
-    rule = _resolution(height * width, variant, architecture)
+    if height * width < 96 * 96:
+        rule = 160, 128
+    else:
+        rule = (512, 480) if variant == "official" or architecture == "R152x4" else (448, 384)
     crop = None if crop is None else _positive("crop", crop)
     resize = max(rule[0], crop or 0) if resize is None else _positive("resize", resize)
     crop = crop or min(rule[1], resize)
@@ -212,15 +181,6 @@ def _supports(num_examples: int, variant: str) -> tuple[int, ...]:
     if num_examples < LARGE:
         return warmup, 3_000, 6_000, 9_000, 10_000
     return warmup, 6_000, 12_000, 18_000, 20_000
-
-
-def _resolution(area: int, variant: str, architecture: str | None) -> tuple[int, int]:
-    """Size to resize to and to crop to, in pixels."""
-    if area < 96 * 96:
-        return 160, 128
-    if variant == "official" or architecture == "R152x4":
-        return 512, 480
-    return 448, 384
 
 
 def _positive(name: str, value) -> int:

@@ -11,100 +11,111 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from bitlib import augment, ops, progress
+from bitlib.examples import errors_in_words
+from bitlib.hyperrule import Plan
 from bitlib.resume import History, Saved
-
-if TYPE_CHECKING:
-    from bitlib.hyperrule import Plan
 
 ops.require_tensorflow("training by bitlib")
 
 
-@dataclass
-class Loop:
-    """What a training consists of.
+def train(
+    model: keras.Model,
+    plan: Plan,
+    examples: Any,
+    num_classes: int,
+    loss_of: Callable,
+    make_optimizer: Callable[[], keras.optimizers.Optimizer],
+    variables: Sequence[keras.Variable],
+    validate: Callable[[], tuple[float, float]] | None = None,
+    seed: int = 0,
+    verbose: int = 1,
+    *,
+    run: dict[str, Any],
+    names: tuple[str, str] = ("model", "train"),
+    clip: float | None = None,
+    accumulate: int = 1,
+    checkpoints: str | os.PathLike | None = None,
+    save_every: int | None = None,
+    validate_every: int | None = None,
+    tensorboard: str | os.PathLike | None = None,
+) -> History:
+    """Train a model in place, from where this training was stopped.
 
-    Attributes:
-        steps: in all; step `i` has the rate `learning_rate(i)`.
-        train_step: a batch -> its loss, a float; updates the weights.
-        batches: from a step on -> what `train_step` takes, one tuple for each step that is left.
+    Args:
+        examples, num_classes: as of `shared`.
+        loss_of, variables, clip: as of `train_step`.
+        make_optimizer: called in the scope of the model's strategy. The rate is set at each step.
         validate: () -> accuracy and loss; None for no validation.
-        validate_every: steps between two validations; None for the end only.
-        save_every: steps between two savings; None for a tenth of the training.
+        run: the arguments that make this training this one, besides plan and seed, as JSON has them.
+        names: the arguments that model and examples were given by, for messages.
+        others: as of `bitlib.finetune.fit`.
+
+    Raises: as `bitlib.finetune.fit`.
     """
-
-    steps: int
-    learning_rate: Callable[[int], float]
-    train_step: Callable
-    batches: Callable[[int], Iterable]
-    validate: Callable[[], tuple[float, float]] | None = None
-    validate_every: int | None = None
-    save_every: int | None = None
-
-    def run(
-        self,
-        history: History,
-        saved: Saved,
-        guard: Guard | None,
-        chief: bool,
-        verbose: int,
-        tensorboard: str | os.PathLike | None,
-    ) -> None:
-        """Train from where the history ends. Raises: as `bitlib.finetune.fit`."""
-        start = len(history.loss)
-        save_every = self.save_every or max(1, self.steps // 10)
-        log = TensorBoard(tensorboard if chief else None)
-        with progress.bar(self.steps, "step", start, shown=bool(verbose and chief)) as bar:
-            for step, batch in zip(range(start, self.steps), self.batches(start), strict=False):
-                rate = self.learning_rate(step)
-                loss = float(self.train_step(*batch))
-                if not math.isfinite(loss):
-                    raise _diverged(loss, step, rate, saved)
-                history.loss.append(loss)
-                history.learning_rate.append(rate)
-                done = step + 1
-                guard = guard and guard.after(rate)
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}")
-                log.write(done, loss=loss, learning_rate=rate)
-                due = done == self.steps or (self.validate_every and done % self.validate_every == 0)
-                if self.validate and due:
-                    accuracy, validation_loss = self.validate()
-                    history.validated.append(done)
-                    history.validation_accuracy.append(accuracy)
-                    history.validation_loss.append(validation_loss)
-                    log.write(done, validation_accuracy=accuracy, validation_loss=validation_loss)
-                if chief and (done == self.steps or done % save_every == 0):
-                    saved.save(history)
-        if len(history.loss) < self.steps:
-            raise ValueError(
-                f"train: gave batches for {len(history.loss)} of {self.steps} steps; is it an empty dataset?"
-            )
-
-
-def strategy_of(model: keras.Model) -> tf.distribute.Strategy:
-    """The strategy that a model was made in, or the one whose scope we are in."""
-    owner = getattr(model.variables[0].value, "distribute_strategy", None)
-    current = tf.distribute.get_strategy()
-    if owner is None and current.num_replicas_in_sync > 1:
-        raise ValueError("model: made outside the strategy's scope; load it within `with strategy.scope():`")
-    return owner or current
-
-
-def check_share(batch_size: int, strategy: tf.distribute.Strategy) -> None:
-    """Raise ValueError unless the replicas can share a batch equally."""
-    if batch_size % strategy.num_replicas_in_sync:
+    strategy = _strategy_of(model, plan.batch_size)
+    with strategy.scope():
+        optimizer = make_optimizer()
+        optimizer.build(variables)
+    run = asdict(plan) | {"boundaries": list(plan.boundaries), "seed": seed} | run
+    saved = Saved(checkpoints, model, optimizer, run)
+    trained = sum(math.prod(variable.shape) for variable in variables)
+    history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
+    start = len(history.loss)
+    guard = None if start else Guard(variables, names[0])
+    update = train_step(loss_of, optimizer, variables, strategy, accumulate, clip)
+    save_every = save_every or max(1, plan.steps // 10)
+    chief = is_chief(strategy)
+    log = TensorBoard(tensorboard if chief else None)
+    with errors_in_words(names[1]), progress.bar(plan.steps, "step", start, bool(verbose and chief)) as bar:
+        batches = shared(examples, plan, num_classes, seed, start, strategy)
+        for done, batch in zip(range(start + 1, plan.steps + 1), batches, strict=False):
+            rate = optimizer.learning_rate = plan.learning_rate(done - 1)
+            loss = float(update(*batch))
+            if not math.isfinite(loss):
+                raise _diverged(loss, done - 1, rate, saved)
+            history.loss.append(loss)
+            history.learning_rate.append(rate)
+            guard = guard and guard.after(rate)
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}")
+            log.write(done, loss=loss, learning_rate=rate)
+            if validate and (done == plan.steps or (validate_every and done % validate_every == 0)):
+                accuracy, validation_loss = validate()
+                history.validated.append(done)
+                history.validation_accuracy.append(accuracy)
+                history.validation_loss.append(validation_loss)
+                log.write(done, validation_accuracy=accuracy, validation_loss=validation_loss)
+            if chief and (done == plan.steps or done % save_every == 0):
+                saved.save(history)
+    if len(history.loss) < plan.steps:
         raise ValueError(
-            f"plan: batch_size {batch_size} cannot be shared equally by the "
-            f"{strategy.num_replicas_in_sync} replicas of the strategy"
+            f"{names[1]}: gave batches for {len(history.loss)} of {plan.steps} steps; is it an empty dataset?"
         )
+    return history
+
+
+def _strategy_of(model: keras.Model, batch_size: int) -> tf.distribute.Strategy:
+    """The strategy that a model was made in, or the one whose scope we are in; its replicas share a batch."""
+    owner = getattr(model.variables[0].value, "distribute_strategy", None)
+    strategy = owner or tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    if owner is None and replicas > 1:
+        raise ValueError("model: made outside the strategy's scope; load it within `with strategy.scope():`")
+    if batch_size % replicas:
+        raise ValueError(
+            f"plan: batch_size {batch_size} cannot be shared equally by the {replicas} replicas of the "
+            "strategy"
+        )
+    return strategy
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -112,17 +123,12 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     resolver = strategy.cluster_resolver
     if resolver is None or resolver.task_type in (None, "", "chief"):
         return True
-    chief_apart = "chief" in resolver.cluster_spec().jobs
-    return resolver.task_type == "worker" and resolver.task_id == 0 and not chief_apart
+    is_first = resolver.task_type == "worker" and resolver.task_id == 0
+    return is_first and "chief" not in resolver.cluster_spec().jobs
 
 
 def shared(
-    examples: Any,
-    plan: Plan,
-    num_classes: int,
-    seed: int,
-    start: int,
-    strategy: tf.distribute.Strategy,
+    examples: Any, plan: Plan, num_classes: int, seed: int, start: int, strategy: tf.distribute.Strategy
 ) -> Iterable:
     """The batches of a plan from a step on, each shared by the replicas.
 
@@ -184,12 +190,11 @@ def train_step(
             more, grads = gradients(*(values[rows] for values in batch))
             return part + 1, loss + more, [total + grad for total, grad in zip(sums, grads, strict=True)]
 
-        zeros = [tf.zeros(variable.shape) for variable in variables]
         # One part after the other: side by side they would need the memory that this is to save.
         _, loss, sums = tf.while_loop(
             lambda part, *_: part * size < count,
             add,
-            (tf.constant(0), tf.constant(0.0), zeros),
+            (tf.constant(0), tf.constant(0.0), [tf.zeros(variable.shape) for variable in variables]),
             parallel_iterations=1,
         )
         return loss, sums
@@ -227,19 +232,17 @@ class Guard:
 
     def after(self, rate: float) -> Guard | None:
         """Call after each step; returns the guard while it is needed."""
-        self.updates += rate > 0
-        if self.updates == 0 or (self.updates == 1 and rate == 0):
+        if rate == 0:
             return self
-        changed = [a != b for a, b in zip(self.before, self._fingerprints(), strict=True)]
-        is_head = ["/head/" in variable.path for variable in self.variables]
-        parts = [("head", is_head)]
-        if self.updates > 1:
-            parts.append(("backbone", [not head for head in is_head]))
-        for part, members in parts:
-            if any(members) and not any(c for c, member in zip(changed, members, strict=True) if member):
+        self.updates += 1
+        changed: dict[str, list[bool]] = {"head": [], "backbone": []}
+        for variable, before, now in zip(self.variables, self.before, self._fingerprints(), strict=True):
+            changed["head" if "head" in variable.path.split("/") else "backbone"].append(before != now)
+        for part in ("head", "backbone")[: self.updates]:
+            if changed[part] and not any(changed[part]):
                 weights = sum(math.prod(variable.shape) for variable in self.variables)
                 raise RuntimeError(
-                    f"{self.name}: its {part} does not train: {sum(members)} arrays are what they were "
+                    f"{self.name}: its {part} does not train: {len(changed[part])} arrays are what they were "
                     f"before {self.updates} steps ({weights:,} weights to train in all). A rate of "
                     f"{rate:g} may be too small for float32, or the examples give no gradient"
                 )
@@ -260,14 +263,9 @@ class TensorBoard:
     """Scalars for TensorBoard; does nothing where no folder is named."""
 
     def __init__(self, folder: str | os.PathLike | None):
+        if folder is not None and find_spec("tensorboard") is None:
+            raise ImportError("tensorboard: the package is not installed; pip install 'bitlib[tensorboard]'")
         self.writer = None if folder is None else tf.summary.create_file_writer(str(folder))
-        if self.writer:
-            try:
-                import tensorboard  # noqa: F401
-            except ImportError:
-                raise ImportError(
-                    "tensorboard: the package is not installed; pip install 'bitlib[tensorboard]'"
-                ) from None
 
     def write(self, step: int, **scalars: float) -> None:
         """Write values of one step, by name."""

@@ -184,9 +184,12 @@ def from_labels(
     resize = resize or given.images.shape[1]
     rule = distill.plan(given.crop, steps, resize, learning_rate=LEARNING_RATE, random_flip=False)
     batches = augment.training_batches(given.labelled, rule, len(given.class_names), seed)
-    optimizer = keras.optimizers.AdamW(rule.schedule(), weight_decay=1e-4, global_clipnorm=1.0)
+    optimizer = keras.optimizers.AdamW(rule.base_lr, weight_decay=1e-4, global_clipnorm=1.0)
     small.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
-    small.fit(batches.repeat(), steps_per_epoch=steps, shuffle=False, verbose=0)
+    rates = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda step, logs: setattr(optimizer, "learning_rate", rule.learning_rate(step))
+    )
+    small.fit(batches.repeat(), steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[rates])
     return accuracy(small, given)
 
 

@@ -1,4 +1,4 @@
-"""Plans as schedules and as batches."""
+"""Plans as batches."""
 
 import keras
 import numpy as np
@@ -25,35 +25,6 @@ def numbered(count):
 
 def numbers_of(batches):
     return [np.round(images[:, 0, 0, 0].numpy() * 100).astype(int) for images, _ in batches]
-
-
-class TestSchedule:
-    @pytest.mark.parametrize("variant", ["official", "paper"])
-    @pytest.mark.parametrize("num_examples", [19_999, 20_000, 500_000])
-    def test_equals_the_plan_at_every_step(self, variant, num_examples):
-        plan = hyperrule.plan(num_examples, 224, batch_size=96, variant=variant)
-        schedule = plan.schedule()
-        steps = np.unique(np.r_[np.linspace(0, plan.steps + 3, 500).astype(int), plan.boundaries])
-        rates = [float(schedule(step)) for step in steps]
-        np.testing.assert_allclose(rates, [plan.learning_rate(step) for step in steps], rtol=1e-6)
-
-    def test_drives_a_keras_optimizer(self):
-        plan = a_plan(steps=10)
-        variable = keras.Variable([0.0])
-        optimizer = keras.optimizers.SGD(plan.schedule())
-        moved = []
-        for _ in range(12):
-            before = float(variable[0])
-            optimizer.apply([keras.ops.ones(1)], [variable])
-            moved.append(before - float(variable[0]))
-        np.testing.assert_allclose(
-            moved, [plan.learning_rate(step) for step in range(12)], rtol=1e-3, atol=1e-9
-        )
-
-    def test_is_stored_and_read_back(self):
-        schedule = a_plan().schedule()
-        again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
-        np.testing.assert_array_equal(again.rates, schedule.rates)
 
 
 class TestImages:

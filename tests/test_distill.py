@@ -228,6 +228,13 @@ class TestResume:
         assert all(map(np.array_equal, unbroken.get_weights(), resumed.get_weights()))
         assert [path.name for path in tmp_path.iterdir()] == [finetune.STATE]
 
+    def test_the_rate_is_set_at_each_step_and_not_saved(self, images, tmp_path):
+        distill.match(small(0), small(1), images, **HOW, checkpoints=tmp_path)
+        saved = np.load(tmp_path / finetune.STATE)
+        momenta = [saved[name] for name in saved if name.startswith("optimizer/")]
+        assert len(momenta) == 1 + 2 * len(small(1).trainable_variables)  # the step, and two of each
+        assert [array for array in momenta if array.ndim == 0] == [6]
+
     def test_another_matching_is_refused(self, images, tmp_path):
         distill.match(small(0), small(1), images, **HOW, checkpoints=tmp_path)
         with pytest.raises(ValueError, match=r"^checkpoints: .*temperature 1.0, expected 2.0"):

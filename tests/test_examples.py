@@ -15,6 +15,7 @@ from PIL import Image
 
 import bitlib
 from bitlib import augment, distill, examples, features, finetune, hyperrule, loop
+from bitlib.resume import History
 from tests.conftest import SMALL
 
 COUNT, SIDE, CLASSES = 18, 36, 3
@@ -272,22 +273,19 @@ def model(small_arrays, tmp_path_factory):
     return bitlib.load(path, head=CLASSES)
 
 
-class Recorder:
-    """In the place of the loop: the batches that it would train on, and the validation it would make."""
-
-    def __init__(self, steps, rate, train_step, batches, validate, *_):
-        self.batches, self.validate = batches, validate
-
-    def run(self, history, *_, **__):
-        history.loss = [np.concatenate([np.ravel(part) for part in batch]) for batch in self.batches(1)]
-        history.validation_loss = [self.validate() if self.validate else None]
+def recorded(model, plan, examples, num_classes, loss, optimizer, variables, validate, seed, *_, **__):
+    """In the place of the training: the batches from step 1 on, and the validation that it would make."""
+    batches = loop.shared(examples, plan, num_classes, seed, 1, tf.distribute.get_strategy())
+    history = History(loss=[np.concatenate([np.ravel(part) for part in batch]) for batch in batches])
+    history.validation_loss = [validate() if validate else None]
+    return history
 
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
     """No network is traced: logits are the mean of the picture's channels."""
     monkeypatch.setattr(finetune, "_forward", lambda *_: lambda images: 9 * tf.reduce_mean(images, (1, 2)))
-    monkeypatch.setattr(loop, "Loop", Recorder)
+    monkeypatch.setattr(loop, "train", recorded)
 
 
 def tiny():
