@@ -297,7 +297,7 @@ def draw(
         ValueError: a class has fewer than `shots` examples left, or nothing is left to test on.
     """
     labels = np.asarray(labels)
-    check_whole("shots", shots, expected="at least 1 example of each class")
+    check_whole("shots", shots, expected="at least 1 example of each class, a whole number")
     if num_test is not None:
         check_whole("num_test", num_test, most=len(labels) - 1)
     order = np.random.default_rng(seed).permutation(len(labels))

@@ -328,7 +328,9 @@ def prepare(
 def pixels(side: int, name: str) -> int:
     """A side of a picture for a network, checked. Raises: ValueError, which begins with `name`."""
     most = int(MAX_PIXELS**0.5)
-    return check_whole(name, side, most, SMALLEST, f"at least {SMALLEST} pixels, at most {most}")
+    return check_whole(
+        name, side, most, SMALLEST, f"at least {SMALLEST} pixels, a whole number, at most {most}"
+    )
 
 
 def batch(sources: Iterable[Picture] | Picture, card: Card, resolution: int | None = None) -> np.ndarray:

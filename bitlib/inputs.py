@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 import warnings
 from collections.abc import Sequence
@@ -32,10 +33,14 @@ def check_input_range(input_range: tuple[float, float]) -> None:
 
 def check_whole(name: str, value: Any, most: float = math.inf, least: int = 1, expected: str = "") -> int:
     """A whole number from `least` to `most`. Raises: ValueError, which says what was `expected`."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value <= most:
+    try:
+        number = operator.index(value)  # of an array or tensor without axes, too
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
         limits = f"at least {least}, a whole number" if most == math.inf else f"{least} to {most}"
         raise ValueError(f"{name}: expected {expected or limits}, received {value!r}")
-    return int(value)
+    return number
 
 
 def check_images(images: Any, smallest: int = SMALLEST, first: int = 0, warn: bool = True) -> None:
