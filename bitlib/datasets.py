@@ -9,31 +9,24 @@ A labelled set is three things everywhere here: the pictures (a sequence of what
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitlib import folders, images, tasks
 from bitlib.folders import folder, table
+
+# isort: off
 from bitlib.glyphs import (  # the old address of some of these
-    GLYPH_SIZE,
-    TRAINING_FONTS,
-    UNSEEN_STYLES,
-    UNSEEN_TYPEFACES,
-    augment_glyphs,
-    font_characters,
-    font_path,
-    glyph_classes,
-    glyph_masks,
-    glyph_pictures,
-    glyphs_by_class,
-    render_glyph,
+    GLYPH_SIZE, TRAINING_FONTS, UNSEEN_STYLES, UNSEEN_TYPEFACES, augment_glyphs, font_characters, font_path,
+    glyph_classes, glyph_masks, glyph_pictures, glyphs_by_class, render_glyph,
 )  # fmt: skip
+
+# isort: on
+from bitlib.inputs import check_whole
 from bitlib.tfdatasets import builder_of, stream, tfds
 
 __all__ = [
@@ -47,6 +40,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
     from numpy.typing import ArrayLike
 
+
+Part = tuple[Sequence, np.ndarray]
 
 _LARGE = 12_000_000  # values of a picture that `pipeline` resizes before it lets the next be decoded
 
@@ -86,20 +81,16 @@ def labelled(
         return table(name, columns, data_dir)
     if _is_built_in(name, data_dir):
         if os.path.isdir(name):
-            warnings.warn(
-                f"name: {name!r} is the built-in set, not the folder; that is './{name}'", stacklevel=2
-            )
+            other = f"name: {name!r} is the built-in set, not the folder; that is './{name}'"
+            warnings.warn(other, stacklevel=2)
         if name == "glyphs":
             return glyphs_by_class()
         pictures, labels, class_names = tasks.TASKS[name]()
         return list(pictures), labels, class_names
-    if _is_folder(name, data_dir):
+    if _is_folder(name):
         return folder(name)
-    with _unknown(name):
-        return tfds(name, data_dir=data_dir)
-
-
-Part = tuple[Sequence, np.ndarray]
+    _tfds_splits(name, data_dir)
+    return tfds(name, data_dir=data_dir)
 
 
 def splits(
@@ -140,23 +131,18 @@ def splits(
         return drawn_splits(own[0], shots, num_test, seed)
     (pictures, labels, class_names), (test_pictures, test_labels, test_names) = own
     test_labels = as_learnt(name, class_names, labels, test_names, test_labels)
-    if _counts(shots, "shots"):
+    if _count("shots", shots):
         chosen = _first_of_each(labels, np.random.default_rng(seed).permutation(len(labels)), shots)
         pictures, labels = [pictures[i] for i in chosen], labels[chosen]
-    if _counts(num_test, "num_test"):
+    if _count("num_test", num_test):
         some = np.random.default_rng(seed).permutation(len(test_labels))[:num_test]
         test_pictures, test_labels = [test_pictures[i] for i in some], test_labels[some]
     return (pictures, labels), (test_pictures, test_labels), class_names
 
 
-def _counts(number: int | None, name: str) -> int:
-    """A number of examples, 0 for None, checked. Raises: ValueError, which begins with `name`."""
-    try:
-        if (found := operator.index(number or 0)) >= 0:
-            return found
-    except TypeError:
-        pass
-    raise ValueError(f"{name}: expected a number of examples, 0 or more, received {number!r}")
+def _count(name: str, number: int | None) -> int:
+    """A number of examples, 0 for None. Raises: ValueError, which begins with `name`."""
+    return check_whole(name, number or 0, least=0, expected="a number of examples, 0 or more")
 
 
 def as_learnt(
@@ -187,12 +173,12 @@ def drawn_splits(
     """As `splits`, of a labelled set at hand, whatever it is."""
     pictures, labels = paired(*found[:2])
     rng = np.random.default_rng(seed)
-    if _counts(shots, "shots"):
-        _counts(num_test, "num_test")
+    tested = _count("num_test", num_test)
+    if _count("shots", shots):
         chosen, test = draw(labels, shots, seed=seed)
-        test = rng.permutation(test)[: num_test or None]
+        test = rng.permutation(test)[: tested or None]
     else:
-        test, chosen = _stratified(labels, _counts(num_test, "num_test"), rng)
+        test, chosen = _stratified(labels, tested, rng)
     parts = [([pictures[i] for i in part], labels[part]) for part in (chosen, test)]
     return parts[0], parts[1], found[2]
 
@@ -220,28 +206,24 @@ def _is_built_in(name, data_dir) -> bool:
     return isinstance(name, str) and not data_dir and (name in tasks.TASKS or name == "glyphs")
 
 
-def _is_folder(name, data_dir) -> bool:
+def _is_folder(name) -> bool:
     if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
-        raise ValueError(
-            f"name: expected that of a data set, a folder, a CSV file or a DataFrame, received {name!r:.80}"
-        )
+        expected = "that of a data set, a folder, a CSV file or a DataFrame"
+        raise ValueError(f"name: expected {expected}, received {name!r:.80}")
     far = isinstance(name, os.PathLike) or name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
     return far or os.path.isdir(name)
 
 
-@contextmanager
-def _unknown(name: str) -> Iterator[None]:
-    """Errors of TFDS on a name that it does not know say that it is nothing else either."""
+def _tfds_splits(name: str, data_dir: str | os.PathLike | None) -> Iterable[str]:
+    """The names of a data set's splits in TFDS. Raises: as `builder_of`; or `name` is nothing else either."""
     try:
-        yield
+        return builder_of(name, data_dir)[0].info.splits
     except (ImportError, ValueError) as error:
         if not isinstance(error, ImportError) and "no data set" not in str(error):
             raise
         kind = FileNotFoundError if os.sep in name else type(error)
-        known = ", ".join([*tasks.TASKS, "glyphs"])
-        raise kind(
-            f"name: no such folder, {name!r}, nor one of the built-in sets {known}; {error}"
-        ) from error
+        known = f"nor one of the built-in sets {', '.join(tasks.TASKS)}, glyphs"
+        raise kind(f"name: no such folder, {name!r}, {known}; {error}") from error
 
 
 def _parts(name, data_dir, columns) -> Sequence[tuple[Sequence, np.ndarray, list[str]]]:
@@ -249,10 +231,9 @@ def _parts(name, data_dir, columns) -> Sequence[tuple[Sequence, np.ndarray, list
     if folders.is_table(name):
         return folders.table_parts(name, columns, data_dir)
     if not _is_built_in(name, data_dir):
-        if _is_folder(name, data_dir):
+        if _is_folder(name):
             return folders.parts(name)
-        with _unknown(name):
-            known = builder_of(name, data_dir)[0].info.splits
+        known = _tfds_splits(name, data_dir)
         tests = [part for part in ("test", "validation") if part in known and "train" in known]
         if tests:
             return [tfds(name, part, data_dir) for part in ("train", tests[0])]
@@ -316,10 +297,9 @@ def draw(
         ValueError: a class has fewer than `shots` examples left, or nothing is left to test on.
     """
     labels = np.asarray(labels)
-    if _counts(shots, "shots") < 1:
-        raise ValueError(f"shots: expected at least 1 example of each class, received {shots}")
-    if num_test is not None and not 1 <= num_test < len(labels):
-        raise ValueError(f"num_test: expected 1 to {len(labels) - 1}, received {num_test}")
+    check_whole("shots", shots, expected="at least 1 example of each class, a whole number")
+    if num_test is not None:
+        check_whole("num_test", num_test, most=len(labels) - 1)
     order = np.random.default_rng(seed).permutation(len(labels))
     test, rest = order[: num_test or 0], order[num_test or 0 :]
     train = _first_of_each(labels, rest, shots)
@@ -395,7 +375,6 @@ def pipeline(
 
     pictures, labels = paired(pictures, labels)
     order = np.arange(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels))
-
     load = loader(lambda index: pictures[index], size)
     indices = tf.data.Dataset.from_tensor_slices((order, labels[order]))
     return indices.map(lambda index, label: (load(index), label), tf.data.AUTOTUNE, deterministic=True)
@@ -410,6 +389,4 @@ def photographs() -> dict[str, np.ndarray]:
     from sklearn.datasets import load_sample_images
 
     sample = load_sample_images()
-    return {
-        str(name).rsplit("/")[-1]: image for name, image in zip(sample.filenames, sample.images, strict=True)
-    }
+    return dict(zip(map(os.path.basename, sample.filenames), sample.images, strict=True))

@@ -62,9 +62,8 @@ def takes_context(examples: Any) -> bool:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [each.name for each in given if each.default is each.empty and each.kind in positional]
     if len(needed) > 1:
-        raise ValueError(
-            f"examples: expected a function of a tf.distribute.InputContext or of nothing, not {needed}"
-        )
+        expected = "a function of a tf.distribute.InputContext or of nothing"
+        raise ValueError(f"examples: expected {expected}, received one of {', '.join(needed)}")
     return bool(needed) or (bool(given) and given[0].name == "context")
 
 
@@ -108,12 +107,12 @@ def prepare(
         if num_classes is None:
             return Examples((images, np.zeros(len(images), np.int64)), images[0])
         if found[1] is None:
-            raise ValueError(_ALONE.format(name))
+            raise ValueError(_PAIRS.format(name, "images alone"))
         labels = check_labels(found[1], num_classes, len(images))
         return Examples((images, labels), images[0], holds_several(labels, multi_label))
 
 
-_ALONE = "{}: expected pairs of an image and a label, received images alone"
+_PAIRS = "{}: expected pairs of an image and a label, received {}"
 _NONE = "{}: expected at least one example, received none"
 
 
@@ -180,22 +179,19 @@ def _rank(value: Any) -> int | None:
 def _parts(element: Any, name: str) -> tuple[Any, Any]:
     """Image and label of an example, or images and labels of a batch; None for a label that is not there."""
     if isinstance(element, Mapping):
-        image, label = (
-            [element[key] for key in keys if key in element]
-            for keys in (("image", "images", "x"), ("label", "labels", "y"))
-        )
+        image = [element[key] for key in ("image", "images", "x") if key in element]
+        label = [element[key] for key in ("label", "labels", "y") if key in element]
         if len(image) != 1 or len(label) > 1:
             raise ValueError(f"{name}: expected a dictionary of image and label, received {list(element)}")
         return image[0], label[0] if label else None
     if not isinstance(element, (tuple, list)):
         return element, None
     if len(element) == 3:
-        raise ValueError(
-            f"{name}: expected pairs of an image and a label, received triples; weights of examples "
-            "(sample_weight) are not taken: .map(lambda image, label, weight: (image, label))"
-        )
+        weights = "triples; weights of examples (sample_weight) are not taken: "
+        way = ".map(lambda image, label, weight: (image, label))"
+        raise ValueError(_PAIRS.format(name, weights + way))
     if len(element) > 3:
-        raise ValueError(f"{name}: expected pairs of an image and a label, received {len(element)} parts")
+        raise ValueError(_PAIRS.format(name, f"{len(element)} parts"))
     return element[0], element[1] if len(element) == 2 else None
 
 
@@ -235,17 +231,13 @@ def _opened(examples: Any, name: str) -> Any:
         images, labels = _parts(examples, name)
         if not _is_list(images):
             return images if hasattr(images, "shape") else array(images, "images"), labels
-        if labels is not None and len(labels) != len(images):
-            raise ValueError(f"labels: expected one for each of {len(images)} images, received {len(labels)}")
-        examples = images if labels is None else list(zip(images, labels, strict=True))
+        examples = images if labels is None else list(_zipped(images, labels))
     if hasattr(examples, "shape") and not _is_list(examples):
         return examples, None
     by_number = hasattr(examples, "__len__") and hasattr(examples, "__getitem__")
     if isinstance(examples, (type, set, frozenset)) or not (by_number or hasattr(examples, "__iter__")):
-        raise ValueError(
-            f"{name}: expected arrays (images, labels), a tf.data.Dataset of such pairs, or another source "
-            f"of them, received {described(examples)}; {READING}"
-        )
+        expected = "arrays (images, labels), a tf.data.Dataset of such pairs, or another source of them"
+        raise ValueError(f"{name}: expected {expected}, received {described(examples)}; {READING}")
     if by_number:
         return lambda: _singles((examples[index] for index in range(len(examples))), name)
     if getattr(examples, "num_batches", 0) is None:
@@ -267,9 +259,13 @@ def _singles(elements: Iterable, name: str) -> Iterator[tuple[np.ndarray, Any]]:
         check_shape(images.shape, 1)
         check_float(images)
         labels = [None] * len(images) if labels is None else labels
-        if len(labels) != len(images):
-            raise ValueError(f"labels: expected one for each of {len(images)} images, received {len(labels)}")
-        yield from zip(images.astype(np.float32, copy=False), labels, strict=True)
+        yield from _zipped(images.astype(np.float32, copy=False), labels)
+
+
+def _zipped(images: Any, labels: Any) -> Iterator[tuple]:
+    if len(labels) != len(images):
+        raise ValueError(f"labels: expected one for each of {len(images)} images, received {len(labels)}")
+    return zip(images, labels, strict=True)
 
 
 def _as_dataset(source: Any, num_classes: int | None, name: str) -> tf.data.Dataset:
@@ -282,28 +278,25 @@ def _as_dataset(source: Any, num_classes: int | None, name: str) -> tf.data.Data
             read.append(single)
             size += single[0].nbytes
             if size > READ_BYTES:
-                raise ValueError(
-                    f"{name}: expected a generator of at most {READ_BYTES:,} bytes, as it is read to "
-                    "memory; this one is larger or endless: tf.data.Dataset.from_generator takes the function"
-                )
+                expected = f"a generator of at most {READ_BYTES:,} bytes, as it is read to memory"
+                way = "tf.data.Dataset.from_generator takes the function"
+                raise ValueError(f"{name}: expected {expected}; this one is larger or endless: {way}")
         source = partial(iter, read)
 
     def singles() -> Iterator[tuple]:
         for number, (image, label) in enumerate(source()):
-            if label is None and num_classes is not None:
-                raise ValueError(_ALONE.format(name))
-            yield (
-                (image,) if num_classes is None else (image, check_labels([label], num_classes, 1, number)[0])
-            )
+            if num_classes is None:
+                yield (image,)
+            elif label is None:
+                raise ValueError(_PAIRS.format(name, "images alone"))
+            else:
+                yield image, check_labels([label], num_classes, 1, number)[0]
 
     first = next(singles(), None)
     if first is None:
         raise ValueError(_NONE.format(name))
-    spec = [
-        tf.TensorSpec((None, None, 3), tf.float32),
-        *(tf.TensorSpec(None, part.dtype) for part in first[1:]),
-    ]
-    return tf.data.Dataset.from_generator(singles, output_signature=tuple(spec))
+    spec = (tf.TensorSpec((None, None, 3), tf.float32), *(tf.TensorSpec(None, x.dtype) for x in first[1:]))
+    return tf.data.Dataset.from_generator(singles, output_signature=spec)
 
 
 def _unbatched(dataset: tf.data.Dataset, labelled: bool, name: str) -> tf.data.Dataset:
@@ -314,14 +307,12 @@ def _unbatched(dataset: tf.data.Dataset, labelled: bool, name: str) -> tf.data.D
         raise ValueError(f"{name}: a dataset without end; give one epoch of it, without repeat()")
     image, label = _parts(dataset.element_spec, name)
     if labelled and (label is None or isinstance(label, tf.NoneTensorSpec)):
-        raise ValueError(_ALONE.format(name))
+        raise ValueError(_PAIRS.format(name, "images alone"))
     for part in (image, label) if labelled else (image,):
         if not isinstance(part, tf.TensorSpec):
-            raise ValueError(f"{name}: expected pairs of an image and a label, received elements {part}")
+            raise ValueError(_PAIRS.format(name, f"elements {part}"))
         if part.shape.rank is not None and 0 in part.shape:
-            raise ValueError(
-                f"{name}: expected images and labels, received empty ones, of shape {part.shape}"
-            )
+            raise ValueError(f"{name}: expected no empty images or labels, received shape {part.shape}")
     if image.dtype == tf.string:
         _check_read("names", name)
     if image.shape.rank is not None:
@@ -380,9 +371,8 @@ def _checked(singles: tf.data.Dataset, num_classes: Any, multi_label: Any, name:
                 right &= (tf.rank(value) == 1) & (tf.size(value) == num_classes) & tf.reduce_all(value <= 1)
                 right &= several or abs(tf.reduce_sum(value) - 1) <= 1e-3
             else:
-                right &= (tf.size(value) == 1) & tf.reduce_all(
-                    (value < num_classes) & (value == tf.floor(value))
-                )
+                right &= (tf.size(value) == 1) & (tf.reduce_max(value) < num_classes)
+                right &= tf.reduce_all(value == tf.floor(value))
         found = tf.cond(right, lambda: "", lambda: tf.numpy_function(words, [number, *example], tf.string))
         with tf.control_dependencies([tf.debugging.Assert(found == "", [found])]):
             image = tf.ensure_shape(tf.cast(image, tf.float32), (None, None, 3))

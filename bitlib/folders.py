@@ -71,6 +71,7 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
             raise ValueError(f"path: {root} holds {file.name} {beside}, expected one subfolder a class")
     _refuse_splits(root, subfolders)
     owned = [(file, _name(sub)) for sub in subfolders for file in images.walk(sub)]
+    owned = [each for each in owned if verify or images.is_picture(each[0])]
     if not owned:
         raise FileNotFoundError(f"{root}: holds no pictures, expected subfolders of them, one a class")
     if len(subfolders) == 1:
@@ -81,7 +82,7 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
     files, owners = map(list, zip(*owned, strict=True))
     labels = np.searchsorted(class_names, owners)
     good = _good(f"path: {root}", files, labels, class_names, verify)
-    return [file for file, fine in zip(files, good, strict=True) if fine], labels[good], class_names
+    return [files[i] for i in np.flatnonzero(good)], labels[good], class_names
 
 
 def parts(path: str | os.PathLike) -> list[Labelled]:
@@ -113,9 +114,8 @@ def _opened(path: str | os.PathLike) -> tuple[Path, list[Path], list[Path]]:
     """A folder, its subfolders and its files; of one that holds nothing but its own name, of that."""
     root = images.directory(path)
     subfolders, files = images.listed(root)
-    while [sub.name for sub in subfolders] == [root.resolve().name] and not any(
-        map(images.is_picture, files)
-    ):
+    name = root.resolve().name
+    while [sub.name for sub in subfolders] == [name] and not any(map(images.is_picture, files)):
         subfolders, files = images.listed(root := subfolders[0])
     return root, subfolders, files
 
@@ -154,12 +154,9 @@ def known_splits(names: Iterable[str]) -> dict[str, str]:
 
 
 def _split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
-    """As `known_splits`, of folders that hold folders, or else of any that hold no pictures themselves."""
-    inner = {sub: images.listed(sub) for sub in subfolders if _kinds(sub.name, inside=True)}
-    full = [sub.name for sub, (folders, _) in inner.items() if folders]
-    bare = [sub.name for sub, (_, files) in inner.items() if not any(map(images.is_picture, files))]
-    known = known_splits(full) or known_splits(bare)
-    return {kind: next(sub for sub in subfolders if sub.name == name) for kind, name in known.items()}
+    """As `known_splits`, of folders that hold folders."""
+    full = {sub.name: sub for sub in subfolders if images.listed(sub)[0]}
+    return {kind: full[name] for kind, name in known_splits(full).items()}
 
 
 def _refuse_splits(root: Path, subfolders: Sequence[Path]) -> None:
@@ -169,17 +166,12 @@ def _refuse_splits(root: Path, subfolders: Sequence[Path]) -> None:
         hint = "expected one of them, or bitlib.datasets.splits(...)"
         raise ValueError(f"path: {root} holds the splits {these}; {hint}")
     names = [sub.name for sub in subfolders]
-    alike = {name: set(_kinds(name, inside=False).values()) for name in names}
-    plain = {kind for name in names for kind in _kinds(re.sub(r"[\W\d_]", "", name), False).values()}
-    kinds = set().union(*alike.values())
+    alike = [set(_kinds(name, inside=False).values()) for name in names]
+    kinds = set().union(*alike)
     inner = [{sub.name for sub in images.listed(sub)[0]} for sub in subfolders]
     same = sorted(set.intersection(*inner)) if len(inner) > 1 else []
-    if len(names) > 1 and (
-        (all(alike.values()) and kinds != {"train"})
-        or len(known_splits(names)) == len(names)
-        or ("train" in plain and len(plain) > 1)
-        or (kinds and len(same) > 1)
-    ):
+    all_alike = len(names) > 1 and all(alike) and kinds != {"train"}
+    if all_alike or known_splits({re.sub(r"[\W\d_]", "", name) for name in names}) or (kinds and same[1:]):
         hint = "expected names such as train and test, each with one subfolder of pictures a class"
         raise ValueError(f"path: {root} holds {_some(names)}, which look like splits, not classes; {hint}")
     if len(same) > 1:
@@ -187,40 +179,33 @@ def _refuse_splits(root: Path, subfolders: Sequence[Path]) -> None:
         warnings.warn(f"path: {root}: {taken}", stacklevel=4)
 
 
-def _good(
-    where: str, files: Sequence[Path], labels: np.ndarray, class_names: list, verify=True
-) -> np.ndarray:
+def _good(where: str, files: Sequence[Path], labels: np.ndarray, class_names: list[str], verify=True):
     """Which files can be read, bool `[N]`; one warning says which cannot, and which classes are empty."""
 
     def trouble(file: Path) -> str:
         try:
             images.read(file)
         except (ValueError, OSError) as error:
-            return str(error)
+            return str(error).removeprefix(f"{file}: ")
         return ""
 
-    if verify:
-        with ThreadPoolExecutor() as pool:
-            troubles = list(pool.map(trouble, files))
-        good = np.array([not text for text in troubles], bool)
-    else:
-        troubles, good = [], np.array([images.is_picture(file) for file in files], bool)
+    with ThreadPoolExecutor() as pool:
+        troubles = list(pool.map(trouble, files)) if verify else [""] * len(files)
+    good = np.array([not reason for reason in troubles], bool)
     alike: dict[tuple[int, str], list[str]] = {}
-    for text, file, label in zip(troubles, files, labels, strict=False):
-        if text:
-            reason = text.removeprefix(f"{file}: ")
+    for reason, file, label in zip(troubles, files, labels, strict=True):
+        if reason:
             alike.setdefault((label, reason.split(" (")[0]), []).append(f"{file.name}: {reason}")
     lines = [f"{(~good).sum()} of {len(files)} pictures cannot be read and are left out:"] if alike else []
     lines += [
-        f"{class_names[n]}: {len(texts)}, such as {texts[0]}" for (n, _), texts in sorted(alike.items())
+        f"{class_names[n]}: {len(found)}, such as {found[0]}" for (n, _), found in sorted(alike.items())
     ]
-    counts = np.bincount(labels[good], minlength=len(class_names))
-    empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
-    if empty and len(empty) < len(class_names):
+    full = [class_names[label] for label in np.unique(labels[good])]
+    empty = [name for name in class_names if name not in full]
+    if full and empty:
         lines.append(f"no pictures of {_some(empty)}, which keeps its place among the classes")
     if lines:
         warnings.warn(f"{where}: " + "\n".join(lines), stacklevel=4)
-    full = [name for name in class_names if name not in empty]
     if len(full) < 2:
         found = f"one class, {full[0]}" if full else "no picture that can be read"
         raise ValueError(f"{where} has {found}; expected at least two classes of pictures")
@@ -263,9 +248,10 @@ def table_parts(
     source: Any, columns: Mapping[str, str] | None = None, root: str | os.PathLike | None = None
 ) -> list[Labelled]:
     """As `parts`, of a table: two labelled sets if it has a column of splits, else one."""
-    (files, labels, class_names), splits = _read(source, columns, root)
+    whole, splits = _read(source, columns, root)
     if not splits:
-        return [(files, labels, class_names)]
+        return [whole]
+    files, labels, class_names = whole
     known = known_splits(set(splits))
     if not known:
         raise ValueError(f"source: its splits are {_some(sorted(set(splits)))}; expected train and test")
@@ -296,15 +282,12 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
         if empty:
             raise ValueError(f"{where} has no {role} in {_some(empty)}; expected one for each picture")
     files = [base / os.path.expanduser(text) for text in texts["path"]]
-    missing = [
-        f"row {row}: {file}" for row, file in zip(numbers, files, strict=True) if not os.path.isfile(file)
-    ]
     if not files:
         raise ValueError(f"{where} has no rows; expected one for each picture")
-    if missing:
-        raise FileNotFoundError(
-            f"{where}: {len(missing)} of {len(files)} files are missing, {_some(missing)}"
-        )
+    rows = zip(numbers, files, strict=True)
+    if missing := [f"row {row}: {file}" for row, file in rows if not os.path.isfile(file)]:
+        these = f"{len(missing)} of {len(files)} files are missing, {_some(missing)}"
+        raise FileNotFoundError(f"{where}: {these}")
     labels, class_names = _classes(where, numbers, texts["label"])
     first: dict[str, int] = {}
     splits = texts.get("split", [])
@@ -316,10 +299,8 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
     kept = np.array(sorted(first.values()))
     if len(kept) < len(files):
         warnings.warn(f"{where}: {len(files) - len(kept)} rows repeat others and are left out", stacklevel=5)
-    files = [files[i] for i in kept]
-    kept = kept[good := _good(where, files, labels[kept], class_names)]
-    files = [file for file, fine in zip(files, good, strict=True) if fine]
-    return (files, labels[kept], class_names), [splits[i] for i in kept] if splits else []
+    kept = kept[_good(where, [files[i] for i in kept], labels[kept], class_names)]
+    return ([files[i] for i in kept], labels[kept], class_names), [splits[i] for i in kept if splits]
 
 
 def _csv(path: Path) -> tuple[list[str], list[int], list[tuple[str, ...]]]:
@@ -337,10 +318,8 @@ def _csv(path: Path) -> tuple[list[str], list[int], list[tuple[str, ...]]]:
     names = [name.strip() for name in rows[0][1]] if rows else []
     for number, row in rows:
         if len(row) != len(names):
-            hint = f"as in the first row; a value with {delimiter!r} in it needs quotes"
-            raise ValueError(
-                f"source: {path}: row {number} has {len(row)} values, expected {len(names)}, {hint}"
-            )
+            expected = f"{len(names)}, as in the first row; a value with {delimiter!r} in it needs quotes"
+            raise ValueError(f"source: {path}: row {number} has {len(row)} values, expected {expected}")
     columns = list(zip(*(row for _, row in rows), strict=True))
     return names, [number for number, _ in rows[1:]], [column[1:] for column in columns]
 
@@ -374,10 +353,8 @@ def _classes(where: str, numbers: Sequence[int], texts: Sequence[str]) -> tuple[
     except ValueError:
         class_names = sorted(set(texts))
     else:
-        odd = [
-            f"{value} in row {n}" for n, value in zip(numbers, values, strict=True) if not value.is_integer()
-        ]
-        if odd:
+        rows = zip(numbers, values, strict=True)
+        if odd := [f"{value} in row {number}" for number, value in rows if not value.is_integer()]:
             raise ValueError(f"{where} has the labels {_some(odd)}; expected whole numbers or names")
         texts = [t if t.isdigit() else str(int(value)) for t, value in zip(texts, values, strict=True)]
         class_names = sorted(set(texts), key=lambda text: (int(text), text))
@@ -385,4 +362,4 @@ def _classes(where: str, numbers: Sequence[int], texts: Sequence[str]) -> tuple[
     if alike := [name for name in class_names if plain[name.casefold()] > 1]:
         warnings.warn(f"{where}: {_some(alike)} are taken as different classes", stacklevel=5)
     places = {name: place for place, name in enumerate(class_names)}
-    return np.array(list(map(places.__getitem__, texts)), np.int64), class_names
+    return np.array([places[text] for text in texts], np.int64), class_names

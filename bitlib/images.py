@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import io
-import operator
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bitlib.inputs import SMALLEST, check_whole, described
 from bitlib.zoo import Card
 
 if TYPE_CHECKING:
@@ -116,9 +116,8 @@ def decoded(source: Picture) -> Iterator[np.ndarray]:
             array = np.asarray(source)
         yield _from_array(array, "array")
     else:
-        raise ValueError(
-            f"source: expected a path, bytes, a PIL image or an array, received {type(source).__name__}"
-        )
+        kind = type(source).__name__
+        raise ValueError(f"source: expected a path, bytes, a PIL image or an array, received {kind}")
 
 
 def file_size(path: Path) -> int:
@@ -188,21 +187,18 @@ def _opened(file, name: str):
     # In smaller blocks than 32 MiB, the memory of a picture would stay with its thread when it is freed.
     Image.core.set_block_size(64 << 20)
     formats = _formats()
-    try:
-        with _failing_as(f"{name}: corrupt or truncated picture"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a bomb, which is refused below, and of a missing decoder
+    with _failing_as(f"{name}: corrupt or truncated picture"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a bomb, which is refused below, and of a missing decoder
+        try:
             return Image.open(file, formats=formats)
-    except ValueError as error:
-        if isinstance(error.__cause__, UnidentifiedImageError):
+        except UnidentifiedImageError:
             file.seek(0)
+            reason = f"not a picture, expected {', '.join(formats[:-1])} or {formats[-1]}"
             if re.match(_HEIC, file.read(16), re.DOTALL):
                 reason = "HEIC, which Pillow cannot read; pip install pillow-heif, or convert it to JPEG"
-            else:
-                reason = f"not a picture, expected {', '.join(formats[:-1])} or {formats[-1]}"
-            raise ValueError(f"{name}: {reason}") from None
-        if isinstance(error.__cause__, Image.DecompressionBombError):
-            raise ValueError(f"{name}: too large, the limit is {MAX_PIXELS:,} pixels") from None
-        raise
+        except Image.DecompressionBombError:
+            reason = f"too large, the limit is {MAX_PIXELS:,} pixels"
+    raise ValueError(f"{name}: {reason}")
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -320,10 +316,9 @@ def prepare(
             scale = short_side / min(image.shape[:2])
             size = tuple(max(short_side, round(side * scale)) for side in image.shape[:2])
             if size[0] * size[1] > MAX_PIXELS:
-                raise ValueError(
-                    f"{source if isinstance(source, (str, os.PathLike)) else 'source'}: "
-                    f"{image.shape[1]}×{image.shape[0]} pixels, too long for a short side of {short_side}"
-                )
+                name = source if isinstance(source, (str, os.PathLike)) else "source"
+                shape = f"{image.shape[1]}×{image.shape[0]} pixels"
+                raise ValueError(f"{name}: {shape}, too long for a short side of {short_side}")
         image = tf.image.resize(image, size, "bilinear", antialias=antialias).numpy()
     top, left = ((side - resolution) // 2 for side in image.shape[:2])
     image = image[top : top + resolution, left : left + resolution]
@@ -332,14 +327,10 @@ def prepare(
 
 def pixels(side: int, name: str) -> int:
     """A side of a picture for a network, checked. Raises: ValueError, which begins with `name`."""
-    try:
-        number = operator.index(side)
-    except TypeError:
-        raise ValueError(f"{name}: expected a whole number of pixels, received {side!r}") from None
     most = int(MAX_PIXELS**0.5)
-    if not 32 <= number <= most:
-        raise ValueError(f"{name}: expected at least 32 pixels, at most {most}, received {side}")
-    return number
+    return check_whole(
+        name, side, most, SMALLEST, f"at least {SMALLEST} pixels, a whole number, at most {most}"
+    )
 
 
 def batch(sources: Iterable[Picture] | Picture, card: Card, resolution: int | None = None) -> np.ndarray:
@@ -359,8 +350,7 @@ def batch(sources: Iterable[Picture] | Picture, card: Card, resolution: int | No
     """
     card = getattr(card, "card", card)  # a model's or a source's
     if not isinstance(card, Card):
-        kind = type(card).__name__
-        raise ValueError(f"card: expected model.card or bitlib.zoo.card(name), received {kind}")
+        raise ValueError(f"card: expected model.card or bitlib.zoo.card(name), received {described(card)}")
     size = card.resolution if resolution is None else pixels(resolution, "resolution")
     short_side = card.short_side and round(card.short_side * size / card.resolution)
     images = [prepare(source, size, short_side, card.antialias) for source in _separate(sources)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 import warnings
 from collections.abc import Sequence
@@ -30,11 +31,16 @@ def check_input_range(input_range: tuple[float, float]) -> None:
         raise ValueError(f"input_range: expected (-1, 1) or (0, 1), received {input_range!r}")
 
 
-def check_whole(name: str, value: Any, most: float = math.inf) -> None:
-    """Raise ValueError unless `value` is a whole number from 1 to `most`."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 1 <= value <= most:
-        limit = "at least 1, a whole number" if most == math.inf else f"1 to {most}"
-        raise ValueError(f"{name}: expected {limit}, received {value!r}")
+def check_whole(name: str, value: Any, most: float = math.inf, least: int = 1, expected: str = "") -> int:
+    """A whole number from `least` to `most`. Raises: ValueError, which says what was `expected`."""
+    try:
+        number = operator.index(value)  # of an array or tensor without axes, too
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        limits = f"at least {least}, a whole number" if most == math.inf else f"{least} to {most}"
+        raise ValueError(f"{name}: expected {expected or limits}, received {value!r}")
+    return number
 
 
 def check_images(images: Any, smallest: int = SMALLEST, first: int = 0, warn: bool = True) -> None:

@@ -34,13 +34,12 @@ def tfds(
         ValueError: there is no such data set or split, it is not of pictures and class labels, it
             has none, or it cannot be had, or not while `BITLIB_OFFLINE` is 1.
     """
-    builder, (image, label) = builder_of(name, data_dir)
-    stored = _stored(builder, name, split, image)
+    stored, (image, label), class_names = _stored(name, split, data_dir)
     pairs = [(example[image], example[label]) for example in stored.as_numpy_iterator()]
     labels = np.array([label for _, label in pairs], np.int64)
     if not len(labels) or labels.min() < 0:
         raise ValueError(f"split: {split} of {name} has no {'labels' if len(labels) else 'examples'}")
-    return [picture for picture, _ in pairs], labels, list(builder.info.features[label].names)
+    return [picture for picture, _ in pairs], labels, class_names
 
 
 def stream(
@@ -66,22 +65,14 @@ def stream(
     """
     import tensorflow as tf
 
-    builder, (image, label) = builder_of(name, data_dir)
-    if context:
-        import tensorflow_datasets
-
-        split = tensorflow_datasets.even_splits(split, context.num_input_pipelines)[context.input_pipeline_id]
+    stored, (image, label), class_names = _stored(name, split, data_dir, context)
 
     def load(example):
         decoded = tf.io.decode_image(example[image], 3, expand_animations=False)
         resized = tf.image.resize(decoded, (size, size), "bilinear")
         return tf.ensure_shape(resized, (size, size, 3)) / 127.5 - 1, example[label]
 
-    stored = _stored(builder, name, split, image)
-    return (
-        stored.map(load, tf.data.AUTOTUNE, deterministic=True),
-        list(builder.info.features[label].names),
-    )
+    return stored.map(load, tf.data.AUTOTUNE, deterministic=True), class_names
 
 
 def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tuple]:
@@ -98,14 +89,12 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
     except Exception as error:  # each of them has several reasons for saying no
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise ValueError(f"name: no data set {name!r} in TensorFlow Datasets ({reason})") from error
     keys: tuple = builder.info.supervised_keys or ()
     features = builder.info.features
     kinds = (tensorflow_datasets.features.Image, tensorflow_datasets.features.ClassLabel)
-    if len(keys) != 2 or not all(
-        isinstance(features[key], kind) for key, kind in zip(keys, kinds, strict=True)
-    ):
+    if len(keys) != 2 or not all(map(isinstance, [features[key] for key in keys], kinds)):
         raise ValueError(f"name: {name} is not of pictures with one class label each")
     if not builder.is_prepared():
         if offline():
@@ -114,18 +103,26 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
         try:
             builder.download_and_prepare()
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = _first_line(error)
             raise ValueError(f"name: TensorFlow Datasets cannot prepare {name} ({reason})") from error
     return builder, keys
 
 
-def _stored(builder, name: str, split: str, image: str) -> tf.data.Dataset:
-    """The examples of a split, their pictures encoded as they are stored."""
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _stored(name: str, split: str, data_dir, context=None) -> tuple[tf.data.Dataset, tuple, list[str]]:
+    """A split, its pictures encoded as they are stored; the keys of image and label; and the class names."""
+    builder, (image, label) = builder_of(name, data_dir)
     import tensorflow_datasets
 
+    if context:
+        split = tensorflow_datasets.even_splits(split, context.num_input_pipelines)[context.input_pipeline_id]
     encoded = {image: tensorflow_datasets.decode.SkipDecoding()}
     try:
-        return builder.as_dataset(split=split, decoders=encoded, shuffle_files=False)
+        stored = builder.as_dataset(split=split, decoders=encoded, shuffle_files=False)
+        return stored, (image, label), list(builder.info.features[label].names)
     except ValueError as error:
         known = ", ".join(builder.info.splits)
         raise ValueError(f"split: {name} has {known}, received {split!r}") from error

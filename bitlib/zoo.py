@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,15 @@ FOREIGN = {
 _SUFFIXES = ", ".join(SUFFIXES)
 _PUBLISHED = re.compile(r"(https?://storage\.(googleapis|cloud\.google)\.com/|gs://)bit_models/", re.I)
 
-ARCHITECTURES = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
+ARCHITECTURES = {
+    "R50x1": "80.4–80.7",
+    "R50x3": "84.0",
+    "R101x1": "82.3",
+    "R101x3": "84.4",
+    "R152x2": "84.5–85.2",
+    "R152x4": "84.9–85.4",
+}
+"""Published networks, and the ImageNet top-1 in percent of BiT-M fine-tuned on it, as published."""
 
 VTAB_ARCHITECTURES = ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4")
 VTAB_TASKS = (
@@ -56,20 +65,6 @@ VTAB_TASKS = (
     "cifar100", "eurosat", "patch_camelyon", "smallnorb-elevation", "svhn", "dsprites-orientation",
     "smallnorb-azimuth", "clevr-distance", "clevr-count", "dmlab", "kitti-distance", "dsprites-xpos",
 )  # fmt: skip
-
-TOP1 = {
-    "BiT-M-R50x1-ILSVRC2012": "80.4–80.7",
-    "BiT-M-R101x1-ILSVRC2012": "82.3",
-    "BiT-M-R50x3-ILSVRC2012": "84.0",
-    "BiT-M-R101x3-ILSVRC2012": "84.4",
-    "BiT-M-R152x2-ILSVRC2012": "84.5–85.2",
-    "BiT-M-R152x4-ILSVRC2012": "84.9–85.4",
-    "R50x1_224": "82.8",
-    "R50x1_160": "80.5",
-    "R152x2_T_224": "83.0",
-    "R152x2_T_384": "84.3",
-}
-"""ImageNet top-1 in percent, as published."""
 
 SMALL_IMAGE_TASKS = ("cifar100", "eurosat", "svhn", "dsprites-orientation", "dsprites-xpos")
 """VTAB tasks whose images are smaller than 96×96 pixels; the rule brings these to 128."""
@@ -213,32 +208,28 @@ def _published():
         for architecture in ARCHITECTURES:
             name = f"BiT-{family}-{architecture}"
             yield Card(name, f"{name}.npz", architecture, classes, labels, upstream, activation=activation)
-    for architecture in ARCHITECTURES:
+    for architecture, top1 in ARCHITECTURES.items():
         name, upstream = f"BiT-M-{architecture}-ILSVRC2012", "ImageNet-21k, then ImageNet-1k"
-        yield Card(name, f"{name}.npz", architecture, 1000, "ilsvrc2012", upstream, top1=TOP1[name])
+        yield Card(name, f"{name}.npz", architecture, 1000, "ilsvrc2012", upstream, top1=top1)
     student, teacher = "ImageNet-1k, distilled from R152x2", "ImageNet-21k, then ImageNet-1k (a teacher)"
-    for name, resolution, short_side, upstream in (
-        ("R50x1_224", 224, 256, student),
-        ("R50x1_160", 160, 184, student),
-        ("R152x2_T_224", 224, 256, teacher),
-        ("R152x2_T_384", 384, None, teacher),
+    for name, upstream, resolution, short_side, top1 in (
+        ("R50x1_224", student, 224, 256, "82.8"),
+        ("R50x1_160", student, 160, 184, "80.5"),
+        ("R152x2_T_224", teacher, 224, 256, "83.0"),
+        ("R152x2_T_384", teacher, 384, None, "84.3"),
     ):
-        network, about = name.split("_")[0], (resolution, short_side)
-        yield Card(
-            name, f"distill/{name}.npz", network, 1000, "ilsvrc2012", upstream, *about, top1=TOP1[name]
-        )
+        network, about = name.split("_")[0], (upstream, resolution, short_side)
+        yield Card(name, f"distill/{name}.npz", network, 1000, "ilsvrc2012", *about, top1=top1)
     for task in ("flowers", "pet", "food", "sun"):
         name = f"R152x2_T_{task}128"
         trained_on = f"ImageNet-21k, then {task} (a teacher)"
         yield Card(name, f"distill/{name}.npz", "R152x2", None, None, trained_on, 128, 160)
-    for architecture in VTAB_ARCHITECTURES:
-        for run in range(3):
-            for task in VTAB_TASKS:
-                name = f"BiT-M-{architecture}-run{run}-{task}"
-                trained_on = f"ImageNet-21k, then {task} (VTAB-1k)"
-                resolution = 480 if architecture == "R152x4" else 384  # the paper's, as its runs are
-                resolution = 128 if task in SMALL_IMAGE_TASKS else resolution
-                yield Card(name, f"vtab/{name}.npz", architecture, None, None, trained_on, resolution)
+    for architecture, run, task in itertools.product(VTAB_ARCHITECTURES, range(3), VTAB_TASKS):
+        name = f"BiT-M-{architecture}-run{run}-{task}"
+        trained_on = f"ImageNet-21k, then {task} (VTAB-1k)"
+        resolution = 480 if architecture == "R152x4" else 384  # the paper's, as its runs are
+        resolution = 128 if task in SMALL_IMAGE_TASKS else resolution
+        yield Card(name, f"vtab/{name}.npz", architecture, None, None, trained_on, resolution)
 
 
 @functools.cache
@@ -300,11 +291,9 @@ def _nearest(bare: str) -> list[str]:
 def _unknown(name: object, argument: str) -> ValueError:
     """The error for what is not the name of one published model."""
     if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
+        expected = "a name such as 'BiT-M-R50x1' (bitlib.zoo.names() lists all), a hub handle, or a path to"
         shown = " ".join(repr(name).split())[:80]
-        return ValueError(
-            f"{argument}: expected a name such as 'BiT-M-R50x1' (bitlib.zoo.names() lists all), a hub "
-            f"handle, or a path to a file ending in {_SUFFIXES}; received {shown}"
-        )
+        return ValueError(f"{argument}: expected {expected} a file ending in {_SUFFIXES}; received {shown}")
     name = str(name)
     if is_collection(name):
         members = ", ".join(handles(name))
@@ -347,9 +336,8 @@ def _find(name: str | os.PathLike) -> Card | None:
     if found := hub.find(str(name)):
         handle, known = found
         module = hub.module(known)
-        return replace(
-            _cards()[module.checkpoint], handle=handle, output=module.output, input_range=module.input_range
-        )
+        known_card = _cards()[module.checkpoint]
+        return replace(known_card, handle=handle, output=module.output, input_range=module.input_range)
     bare = _bare(name)
     if "://" in bare:
         return None
@@ -425,10 +413,12 @@ def table(*words: str) -> Table:
         words: `R50x1`, `distill`, `ImageNet-21k`, `384`, …; none for all.
     """
 
-    def described(card: Card) -> str:
-        return " ".join(map(str, (card.name, card.file, card.architecture, card.trained_on, card.labels,
-                                  card.resolution, *card.handles.values()))).lower()  # fmt: skip
+    def holds_all(card: Card) -> bool:
+        texts = (card.name, card.file, card.architecture, card.trained_on, card.labels, card.resolution)
+        text = " ".join(map(str, (*texts, *card.handles.values()))).lower()
+        return all(word in text for word in wanted)
 
-    tasks = {word.lower() for word in words} & {"vtab", *VTAB_TASKS}
-    pool: Iterable[Card] = (c for c in _cards().values() if tasks or not c.file.startswith("vtab/"))
-    return Table(card for card in pool if all(word.lower() in described(card) for word in words))
+    wanted = [word.lower() for word in words]
+    with_vtab = not {"vtab", *VTAB_TASKS}.isdisjoint(wanted)
+    pool = (card for card in _cards().values() if with_vtab or not card.file.startswith("vtab/"))
+    return Table(filter(holds_all, pool))
