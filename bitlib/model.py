@@ -331,15 +331,15 @@ class BiT(keras.Model):
         return super().__call__(*args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Keras' own. Arrays are checked before; of data sets every batch has its shape checked."""
-        streams = (
-            "element_spec",
-            "gi_frame",
-            "on_epoch_end",
-            "dataset",
-        )  # tf.data, generators, Keras, PyTorch
-        if not any(hasattr(x, name) for name in streams):
-            check_images(x)
+        """As Keras' own. Arrays are checked before, of a Dataset or PyDataset the first batch."""
+        if hasattr(x, "element_spec"):
+            first = next(iter(x.take(1)), None)
+        else:
+            first = x[0] if isinstance(x, keras.utils.PyDataset) else x
+        if not any(
+            hasattr(x, name) for name in ("gi_frame", "dataset")
+        ):  # generators and PyTorch's pass unseen
+            check_images(first[0] if isinstance(first, tuple) else first)
         return super().predict(x, *args, **kwargs)
 
     def pool(self, x: Tensor) -> Tensor:

@@ -116,8 +116,7 @@ def test_images_of_other_kinds_give_the_same_logits(model, kind):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_where_values_are_not_looked_at_nan_comes_through(model, value):
     """As the reference in NumPy has it; of the picture that it is in, not of the others."""
-    batches = tf.data.Dataset.from_tensors(with_value(value))
-    logits = model.predict(batches, verbose=0)
+    logits = model.predict(((batch,) for batch in [with_value(value)]), verbose=0)
     assert np.isnan(logits).mean(1).tolist() == [0, 1]
     np.testing.assert_allclose(logits[0], model(RIGHT)[0], rtol=1e-3, atol=1e-3)
 
@@ -130,6 +129,13 @@ def test_predict_takes_what_keras_takes(model, kind):
         "generator": ((batch,) for batch in [RIGHT]),
     }[kind]
     np.testing.assert_allclose(model.predict(stream, verbose=0), model(RIGHT), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["one picture", "0 to 255", "NaN", "uint8", "grey with a channel"])
+def test_predict_looks_at_the_first_batch_of_a_dataset(model, kind):
+    images, words = WRONG[kind]
+    with pytest.raises(ValueError, match=words):
+        model.predict(tf.data.Dataset.from_tensors(images), verbose=0)
 
 
 def test_a_graph_of_wrong_images_cannot_be_made(model):
