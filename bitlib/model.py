@@ -309,7 +309,9 @@ class BiT(keras.Model):
     def arrays(self) -> dict[str, keras.Variable]:
         """Every variable by its published name (`resnet/block1/unit01/a/group_norm/gamma`)."""
         scope = re.compile(r"^.*?(?=(root_block|block\d_unit\d\d|group_norm|head)/)")  # that it was made in
-        return {f"resnet/{scope.sub('', v.path).replace('_unit', '/unit')}": v for v in self.variables}
+        return {
+            f"resnet/{scope.sub('', v.path, count=1).replace('_unit', '/unit')}": v for v in self.variables
+        }
 
     @property
     def root(self) -> Root:

@@ -47,6 +47,12 @@ def test_paths_and_shapes_are_those_of_the_arrays(depth, width, classes):
     assert len(model.trainable_variables) == len(expected)
 
 
+def test_arrays_have_their_names_whatever_scope_a_model_is_made_in():
+    with keras.name_scope("of_somebody"):
+        model = BiT(*SMALL)
+    assert model.arrays.keys() == BiT(*SMALL).arrays.keys() == checkpoint.layout(SMALL).keys()
+
+
 def test_stages(small, images):
     shapes = {name: tuple(value.shape) for name, value in small.stages(images).items()}
     assert shapes == {
