@@ -289,7 +289,13 @@ def save(model: BiT, path: str | os.PathLike) -> Path:
     Args:
         model: a `bitlib.model.BiT`.
         path: where to; replaced only once the new file is complete. Its suffix says which.
+
+    Raises:
+        ValueError: the suffix is of another kind of file.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix and (suffix == SUFFIXES[2] or suffix in " ".join(zoo.FOREIGN).split()):
+        raise ValueError(f"path: expected a file ending in {SUFFIXES[0]} or {SUFFIXES[1]}, received {path}")
     fields = {name: getattr(model.card, name) for name in NOTED} if model.card else {}
     return archive.write(
         path, model.arrays, {name: value for name, value in fields.items() if value is not None}

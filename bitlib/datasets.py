@@ -132,10 +132,10 @@ def splits(
     (pictures, labels, class_names), (test_pictures, test_labels, test_names) = own
     test_labels = as_learnt(name, class_names, labels, test_names, test_labels)
     if _count("shots", shots):
-        chosen = _first_of_each(labels, np.random.default_rng(seed).permutation(len(labels)), shots)
+        chosen = _first_of_each(labels, _rng(seed).permutation(len(labels)), shots)
         pictures, labels = [pictures[i] for i in chosen], labels[chosen]
     if _count("num_test", num_test):
-        some = np.random.default_rng(seed).permutation(len(test_labels))[:num_test]
+        some = _rng(seed).permutation(len(test_labels))[:num_test]
         test_pictures, test_labels = [test_pictures[i] for i in some], test_labels[some]
     return (pictures, labels), (test_pictures, test_labels), class_names
 
@@ -167,18 +167,25 @@ def as_learnt(
     return np.array([places[test_names[label]] for label in test_labels], np.int64)
 
 
+def _rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(check_whole("seed", seed, least=0))
+
+
 def drawn_splits(
     found: tuple[Sequence, ArrayLike, list[str]], shots: int, num_test: int | None, seed: int
 ) -> tuple[Part, Part, list[str]]:
     """As `splits`, of a labelled set at hand, whatever it is."""
     pictures, labels = paired(*found[:2])
-    rng = np.random.default_rng(seed)
+    rng = _rng(seed)
     tested = _count("num_test", num_test)
     if _count("shots", shots):
         chosen, test = draw(labels, shots, seed=seed)
         test = rng.permutation(test)[: tested or None]
     else:
         test, chosen = _stratified(labels, tested, rng)
+    if missing := sorted(set(labels[chosen]) - set(labels[test])):
+        names = ", ".join(str(found[2][label]) for label in missing[:5])
+        warnings.warn(f"name: no pictures to test on of {names}; {len(missing)} classes in all", stacklevel=3)
     parts = [([pictures[i] for i in part], labels[part]) for part in (chosen, test)]
     return parts[0], parts[1], found[2]
 
@@ -300,7 +307,7 @@ def draw(
     check_whole("shots", shots, expected="at least 1 example of each class, a whole number")
     if num_test is not None:
         check_whole("num_test", num_test, most=len(labels) - 1)
-    order = np.random.default_rng(seed).permutation(len(labels))
+    order = _rng(seed).permutation(len(labels))
     test, rest = order[: num_test or 0], order[num_test or 0 :]
     train = _first_of_each(labels, rest, shots)
     if num_test is None:
@@ -374,7 +381,9 @@ def pipeline(
     import tensorflow as tf
 
     pictures, labels = paired(pictures, labels)
-    order = np.arange(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels))
+    if size is not None:
+        check_whole("size", size)
+    order = np.arange(len(labels)) if seed is None else _rng(seed).permutation(len(labels))
     load = loader(lambda index: pictures[index], size)
     indices = tf.data.Dataset.from_tensor_slices((order, labels[order]))
     return indices.map(lambda index, label: (load(index), label), tf.data.AUTOTUNE, deterministic=True)

@@ -111,11 +111,15 @@ def _check_labelled(features: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray,
         raise ValueError(
             f"labels: expected one for each of {len(vectors)} features, received {classes.shape}"
         )
-    missing = [row for row, label in enumerate(classes.tolist()) if label is None or label != label]
-    if missing or (classes.dtype.kind == "f" and (classes != np.floor(classes)).any()):
+    values = classes.tolist()
+    if any(value is None or value != value for value in values):
         raise ValueError("labels: expected class numbers or names, received missing values or fractions")
-    if classes.dtype == object:
-        classes = classes.astype(str)
+    if classes.dtype == object:  # as a column of pandas has it: numbers stay numbers
+        if len(set(map(type, values))) > 1 or not isinstance(values[0], (str, int, float, np.number)):
+            raise ValueError("labels: expected class numbers or names, received several kinds of values")
+        classes = np.asarray(values)
+    if classes.dtype.kind == "f" and (classes != np.floor(classes)).any():
+        raise ValueError("labels: expected class numbers or names, received missing values or fractions")
     if len(np.unique(classes)) < 2:
         raise ValueError(f"labels: expected two classes or more, received {classes.tolist()[0]!r} alone")
     return vectors, classes

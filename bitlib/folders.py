@@ -268,7 +268,7 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
         raise ValueError(f"columns: expected the keys {_some(COLUMNS)}, received {columns!r:.200}")
     if hasattr(source, "columns"):
         where, base, names = "source: the table", Path(), list(source.columns)
-        cells = [np.asarray(source[name], object).tolist() for name in dict.fromkeys(names)]
+        cells = [np.asarray(source[name], object).tolist() for name in names]
         numbers: Sequence[int] = range(len(source))
     else:
         path = Path(os.path.expanduser(source))

@@ -12,11 +12,13 @@ Numbers in, numbers out: this module imports no TensorFlow.
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from bitlib.zoo import VTAB_TASKS
+from bitlib.zoo import ARCHITECTURES, VTAB_TASKS
 
 REFERENCE_BATCH_SIZE = 512
 """The batch that the rule's learning rate is meant for; others scale the rate in proportion."""
@@ -130,20 +132,25 @@ def plan(
         ValueError: a number is out of range, `crop` exceeds `resize`, or a name is unknown.
     """
     num_examples = _positive("num_examples", num_examples)
-    sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
+    sides = list(image_size) if isinstance(image_size, Iterable) else [image_size] * 2
     if len(sides) != 2:
         raise ValueError(f"image_size: expected one number or height and width, received {image_size!r}")
     height, width = (_positive("image_size", side) for side in sides)
     batch_size = _positive("batch_size", batch_size)
-    if not 0 < base_lr < float("inf"):
-        raise ValueError(f"base_lr: expected a positive number, received {base_lr!r}")
+    _number("base_lr", base_lr)
+    for name, value in (("random_flip", random_flip), ("random_crop", random_crop)):
+        if value not in (None, False, True):
+            raise ValueError(f"{name}: expected None, True or False, received {value!r}")
+    if architecture is not None and architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"architecture: expected None or one of {known}, received {architecture!r}")
     if variant not in ("official", "paper"):
         raise ValueError(f"variant: expected 'official' or 'paper', received {variant!r}")
     if task is not None and task not in VTAB_TASKS:
         raise ValueError(f"task: expected None or one of {', '.join(VTAB_TASKS)}, received {task!r}")
-    mixup_alpha = (0.0 if num_examples < SMALL else 0.1) if mixup_alpha is None else float(mixup_alpha)
-    if not 0 <= mixup_alpha < float("inf"):
-        raise ValueError(f"mixup_alpha: expected 0 or more, received {mixup_alpha!r}")
+    if mixup_alpha is None:
+        mixup_alpha = 0.0 if num_examples < SMALL else 0.1
+    _number("mixup_alpha", mixup_alpha, least=0)
 
     if height * width < 96 * 96:
         rule = 160, 128
@@ -167,7 +174,7 @@ def plan(
         momentum=0.9,
         resize=resize,
         crop=crop,
-        mixup_alpha=mixup_alpha,
+        mixup_alpha=float(mixup_alpha),
         random_flip=task not in NO_FLIP if random_flip is None else bool(random_flip),
         random_crop=task not in NO_CROP if random_crop is None else bool(random_crop),
     )
@@ -181,6 +188,14 @@ def _supports(num_examples: int, variant: str) -> tuple[int, ...]:
     if num_examples < LARGE:
         return warmup, 3_000, 6_000, 9_000, 10_000
     return warmup, 6_000, 12_000, 18_000, 20_000
+
+
+def _number(name: str, value, least: float | None = None) -> None:
+    """Raise ValueError unless it is a finite number above 0, or from `least` on."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (value <= 0 if least is None else value < least):
+        expected = "a positive number" if least is None else f"{least} or more"
+        raise ValueError(f"{name}: expected {expected}, received {value!r}")
 
 
 def _positive(name: str, value) -> int:

@@ -226,6 +226,7 @@ def _from_pil(image, name: str) -> np.ndarray:
             raise ValueError(f"{name}: grey levels from {low} to {high}, expected [0, 65535]")
         levels = levels.astype(np.uint16) if levels.dtype.kind == "i" else levels
         picture[top : top + rows] = _rgb(levels.reshape(*levels.shape[:2], -1), name)
+    _warn_if_dark(picture, levels.dtype, name)
     if orientation in (5, 6, 7, 8):
         picture = picture.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -262,7 +263,15 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     rows = max(1, _BAND // width)
     for top in range(0, height, rows):
         picture[top : top + rows] = _rgb(array[top : top + rows], name)
+    _warn_if_dark(picture, array.dtype, name)
     return picture
+
+
+def _warn_if_dark(picture: np.ndarray, dtype: np.dtype, name: str) -> None:
+    """Warn of 16-bit levels none of which is above 255: meant as 8-bit ones, or the picture is black."""
+    if dtype == np.uint16 and picture.max() <= 1:
+        hint = "if they are in [0, 255], pass uint8"
+        warnings.warn(f"{name}: 16-bit levels in [0, 65535], none above 255; {hint}", stacklevel=2)
 
 
 def _rgb(levels: np.ndarray, name: str) -> np.ndarray:

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from bitlib import ops
 from bitlib.graphs import INPUTS, function, without_log
-from bitlib.inputs import SMALLEST, check_input_range, check_shape
+from bitlib.inputs import SMALLEST, check_images, check_input_range
 from bitlib.model import BiT
 from bitlib.progress import stderr_aside
 from bitlib.writing import replacing
@@ -99,7 +99,7 @@ def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: the package `ai-edge-litert` is missing.
-        ValueError: when called, images of another shape, or with NaN or infinity.
+        ValueError: when called, as `bitlib.inputs.check_images`.
     """
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -112,10 +112,9 @@ def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
     (fed,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def compute(images: ArrayLike) -> np.ndarray:
-        images = np.asarray(images, np.float32)
-        check_shape(images.shape)
-        if not np.isfinite(images).all():  # int8 has no NaN to answer with
-            raise ValueError("images: expected finite numbers, received NaN or infinity")
+        images = np.asarray(images)
+        check_images(images, warn=False)  # whose range is the file's, [-1, 1] or [0, 1]
+        images = images.astype(np.float32)
         if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
             interpreter.resize_tensor_input(fed["index"], images.shape)
         with stderr_aside():

@@ -22,6 +22,7 @@ import tensorflow as tf
 from bitlib import augment, ops, progress
 from bitlib.examples import errors_in_words
 from bitlib.hyperrule import Plan
+from bitlib.inputs import check_whole
 from bitlib.resume import History, Saved
 
 ops.require_tensorflow("training by bitlib")
@@ -61,6 +62,7 @@ def train(
 
     Raises: as `bitlib.finetune.fit`.
     """
+    seed = check_whole("seed", seed, least=-(2**63))
     strategy = _strategy_of(model, plan.batch_size)
     with strategy.scope():
         optimizer = make_optimizer()

@@ -165,10 +165,10 @@ def _check(
     if unknown := sorted(given - _OPTIONS[format]):
         takes = ", ".join(sorted(_OPTIONS[format]))
         raise ValueError(f"{unknown[0]}: no option of format {format!r}, which takes {takes}")
-    if _SUFFIXES.get(suffix, format) != format or (suffix in _OTHERS):
-        other = _OTHERS.get(
-            suffix, f"bitlib.export(..., format={_SUFFIXES.get(suffix)!r}) writes such a file"
-        )
+    foreign = suffix and suffix not in _SUFFIXES and suffix in " ".join(zoo.FOREIGN).split()
+    if _SUFFIXES.get(suffix, format) != format or suffix in _OTHERS or foreign:
+        written = f"bitlib.export(..., format={_SUFFIXES.get(suffix)!r}) writes such a file"
+        other = _OTHERS.get(suffix, "leave out the suffix" if foreign else written)
         raise ValueError(f"directory: {str(directory)!r} is called like no {format}; {other}")
     check_input_range(input_range)
     if jit_compile and not freeze:

@@ -166,11 +166,11 @@ class TestExports:
     @pytest.mark.parametrize(
         "shape",
         [(40, 40, 3), (4, 40, 40), (4, 4800), (1, 1, 40, 40, 3), (2, 3, 40, 40), (2, 40, 40, 1),
-         (2, 40, 40, 4), (2, 31, 40, 3), (), (0,)],
+         (2, 40, 40, 4), (2, 31, 40, 3), (0, 40, 40, 3), (), (0,)],
     )  # fmt: skip
     def test_a_signature_says_which_shape_it_takes(self, files, file, shape):
         signature = tf.saved_model.load(str(files / file)).signatures["serving_default"]
-        words = r"inputs: expected float32 \[N, H, W, 3\], H and W at least 32; received shape"
+        words = r"inputs: expected float32 \[N, H, W, 3\], N at least 1, H and W 32; received shape"
         with pytest.raises(tf.errors.InvalidArgumentError, match=words):
             signature(inputs=tf.zeros(shape))
 
@@ -195,7 +195,12 @@ class TestExports:
         pytest.importorskip("ai_edge_litert", reason="runs LiteRT files")
         compute = bitlib.litert.load(files / "int8.tflite")
         assert np.isfinite(compute(RIGHT)).all()
-        for images, words in (WRONG["NaN"][0], "finite"), (RIGHT[0], "shape"), (RIGHT[:, :16], "32 pixels"):
+        for images, words in (
+            (WRONG["NaN"][0], "finite"),
+            (WRONG["uint8"][0], "received uint8"),
+            (RIGHT[0], "shape"),
+            (RIGHT[:, :16], "32 pixels"),
+        ):
             with pytest.raises(ValueError, match=f"^images: .*{words}"):
                 compute(images)
 
@@ -213,6 +218,7 @@ class TestWaysOut:
             ("", {}, r"^directory: expected a path"),
             (None, {}, r"^directory: expected a path to write to, received None"),
             (3, {}, r"^directory: expected a path to write to, received 3"),
+            ("m.pt", {}, r"^directory: .*m\.pt' is called like no tf_saved_model; leave out the suffix"),
             ("m", {"format": "pytorch"}, r"^format: expected one of .*received 'pytorch'"),
         ],
     )
@@ -255,6 +261,11 @@ class TestKnowledge:
         assert type(again) is bitlib.model.BiT
         assert (again.card, again.tuned) == (known.card, True)
         assert (again.source.card, again.source.path.name) == (known.source.card, "small.npz")
+
+    @pytest.mark.parametrize("name", ["m.keras", "m.h5", "m.pth", "m.onnx"])
+    def test_no_file_is_called_like_another_kind(self, known, tmp_path, name):
+        with pytest.raises(ValueError, match=r"^path: expected a file ending in \.npz or \.safetensors"):
+            checkpoint.save(known, tmp_path / name)
 
     @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".keras"])
     @pytest.mark.parametrize("way", ["itself", *WAYS])

@@ -198,3 +198,18 @@ def test_shrink_averages():
     images[1, :16, :16] = 0.9, 0.6, 0.3
     result = features.shrink(images, 2)
     np.testing.assert_allclose(result, [[0, 0, 0, 0], [0.6, 0, 0, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [[2, 10, 1], ["b", "a", "c"]])
+def test_a_probe_learns_labels_of_a_column_of_objects_as_they_are(labels):
+    vectors = np.repeat(np.eye(3), 4, axis=0)
+    wanted = np.repeat(np.array(labels, object), 4)
+    probe = features.linear_probe(vectors, wanted)
+    assert probe.classes_.tolist() == sorted(labels)
+    assert probe.predict(vectors).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("labels", [[1, "1", 2], [0.5, 1.5, 2.5], [True, 1, 2]])
+def test_labels_of_several_kinds_or_fractions_are_refused(labels):
+    with pytest.raises(ValueError, match="^labels: expected class numbers or names"):
+        features.linear_probe(np.eye(3), np.array(labels, object))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from bitlib.hyperrule import plan
@@ -190,3 +191,25 @@ def test_a_plan_is_a_constant_and_prints_as_a_table():
     assert "base_lr       0.00075" in str(result)
     assert "| boundaries | 200, 300, 400 |" in result._repr_markdown_()
     assert "random_flip   yes" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"random_flip": "no"}, "^random_flip: expected None, True or False, received 'no'"),
+        ({"random_crop": "False"}, "^random_crop: expected None, True or False"),
+        ({"base_lr": "0.003"}, "^base_lr: expected a positive number, received '0.003'"),
+        ({"base_lr": True}, "^base_lr: expected a positive number, received True"),
+        ({"mixup_alpha": "x"}, "^mixup_alpha: expected 0 or more, received 'x'"),
+        ({"architecture": "r152x4"}, "^architecture: expected None or one of R50x1, .*received 'r152x4'"),
+        ({"image_size": 224.0}, "^image_size: expected a positive whole number, received 224.0"),
+        ({"image_size": None}, "^image_size: expected a positive whole number, received None"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        plan(**{"num_examples": 100, "image_size": 224} | arguments)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    assert plan(np.int64(100), np.int64(224)) == plan(100, 224)

@@ -463,3 +463,9 @@ def test_files(tmp_path, photo):
     assert [path.name for path in images.files(tmp_path)] == ["a.png", "x.JPG"]
     with pytest.raises(FileNotFoundError, match="no such folder, expected a picture or a folder of pictures"):
         images.files(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("levels", [np.arange(256).reshape(16, 16), np.full((16, 16), 100)])
+def test_16_bits_that_hold_8_are_told(levels):
+    with pytest.warns(UserWarning, match=r"16-bit levels .*none above 255; .*pass uint8"):
+        images.read(levels.astype(np.uint16))
