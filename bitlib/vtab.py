@@ -95,7 +95,8 @@ def tuned(
     model = checkpoint.load(source, head=task.class_names)
     if random_head and model.head:  # Keras' usual initial weights
         start = keras.initializers.GlorotUniform(seed=seed)
-        model.head.convolution.kernel.assign(start(model.head.convolution.kernel.shape))
+        kernel = model.head.convolution.kernel
+        kernel.assign(start(kernel.shape))
     boundaries = how.pop("boundaries", None)
     ruled = plan(task, **how)
     ruled = replace(ruled, boundaries=boundaries) if boundaries else ruled
