@@ -154,9 +154,11 @@ def known_splits(names: Iterable[str]) -> dict[str, str]:
 
 
 def _split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
-    """As `known_splits`, of folders that hold folders."""
+    """As `known_splits`, of folders that hold folders, or else of those that hold no pictures themselves."""
     full = {sub.name: sub for sub in subfolders if images.listed(sub)[0]}
-    return {kind: full[name] for kind, name in known_splits(full).items()}
+    bare = {sub.name: sub for sub in subfolders if not any(map(images.is_picture, images.listed(sub)[1]))}
+    known = known_splits(full) or known_splits(bare)
+    return {kind: bare.get(name) or full[name] for kind, name in known.items()}
 
 
 def _refuse_splits(root: Path, subfolders: Sequence[Path]) -> None:

@@ -18,7 +18,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from bitlib.zoo import ARCHITECTURES, VTAB_TASKS
+from bitlib.zoo import VTAB_TASKS
 
 REFERENCE_BATCH_SIZE = 512
 """The batch that the rule's learning rate is meant for; others scale the rate in proportion."""
@@ -141,9 +141,6 @@ def plan(
     for name, value in (("random_flip", random_flip), ("random_crop", random_crop)):
         if value not in (None, False, True):
             raise ValueError(f"{name}: expected None, True or False, received {value!r}")
-    if architecture is not None and architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ValueError(f"architecture: expected None or one of {known}, received {architecture!r}")
     if variant not in ("official", "paper"):
         raise ValueError(f"variant: expected 'official' or 'paper', received {variant!r}")
     if task is not None and task not in VTAB_TASKS:

@@ -30,7 +30,7 @@ LONGEST = 14
 
 
 def slide_type(cell: NotebookNode, prepared: bool) -> str:
-    """Where a cell goes, in the words of nbconvert; `prepared`: the page's first section has begun."""
+    """Where a cell goes, in the words of nbconvert; `prepared`: the first section after set-up has begun."""
     if cell.cell_type == "markdown":
         return "slide" if cell.source.startswith(("# ", "## ")) else "subslide"
     if not prepared or {"solution", "check", "parameters"} & set(cell.metadata.get("tags", [])):
@@ -53,7 +53,7 @@ def slides(page: NotebookNode) -> str:
     """A page with stored outputs -> HTML that loads `reveal.js/` beside it."""
     prepared = False
     for cell in page.cells:
-        prepared = prepared or cell.source.startswith("## ")
+        prepared = prepared or (cell.source.startswith("## ") and cell.source[3:17] != "The parameters")
         cell.metadata["slideshow"] = {"slide_type": slide_type(cell, prepared)}
         if cell.cell_type == "code" and shows_figure(cell):
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), FIGURE]
