@@ -64,9 +64,8 @@ def checked(inputs: tf.Tensor) -> tf.Tensor:
     inputs = tf.raw_ops.PlaceholderWithDefault(input=inputs, shape=tf.TensorShape(None))
     shape = tf.shape(inputs)
     sides = tf.concat([shape, [0] * 4], 0)
-    right = (tf.size(shape) == 4) & (sides[0] > 0) & (sides[3] == 3)
-    right &= tf.reduce_min(sides[1:3]) >= SMALLEST
-    trouble = f"inputs: expected float32 [N, H, W, 3], N at least 1, H and W {SMALLEST}; received shape"
+    right = (tf.size(shape) == 4) & (sides[3] == 3) & (tf.reduce_min(sides[1:3]) >= SMALLEST)
+    trouble = f"inputs: expected float32 [N, H, W, 3], H and W at least {SMALLEST}; received shape"
     with tf.control_dependencies([tf.debugging.Assert(right, [trouble, shape])]):
         return tf.ensure_shape(tf.identity(inputs), INPUTS.shape)
 
