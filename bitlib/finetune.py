@@ -60,8 +60,8 @@ def fit(
         model: with a head, such as `bitlib.load(name, head=10)` gives: of zeros, as the rule wants it.
         train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]` or vectors `[N, classes]`; or
             a `tf.data.Dataset` or another source of such pairs, as `bitlib.examples.prepare` takes them. With
-            a function from a `tf.distribute.InputContext` to a Dataset, as `bitlib.records.Records.part` is,
-            each of several machines reads only what it is given, and blends its share of a batch in itself.
+            a function from a `tf.distribute.InputContext` to a Dataset (docs/scaling.md has one), each of
+            several machines reads only what it is given, and blends its share of a batch in itself.
         plan: of `bitlib.hyperrule.plan`.
         validation: as `train`. The history has the score of `evaluate` as `validation_accuracy`.
         seed: of the order of examples, crops, flips and MixUp.

@@ -17,8 +17,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bitlib import augment, checkpoint, datasets, distill, finetune, hyperrule, images, paths, rows
+from bitlib import augment, checkpoint, datasets, distill, finetune, hyperrule, images
 from bitlib.model import BiT
+from bitlib.paths import bundled
+from bitlib.vtab import read_rows
 
 if TYPE_CHECKING:
     from bitlib.checkpoint import Source
@@ -217,7 +219,7 @@ class Result(NamedTuple):
 
 def stored(path: str | os.PathLike | None = None) -> list[Result]:
     """The rows of a file of `scripts/patience.py`; None for what it found for the bundled model."""
-    return rows.read(path or paths.bundled("patience.csv"), Result)
+    return read_rows(path or bundled("patience.csv"), Result)
 
 
 def by_method(results: list[Result]) -> dict[str, dict[int, list[float]]]:

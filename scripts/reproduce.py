@@ -4,13 +4,12 @@
     python scripts/reproduce.py BiT-M-R50x1 cifar100 --shots 5
     python scripts/reproduce.py BiT-M-R50x1 my_folder --seeds 1
 
-The data set is one of TensorFlow Datasets, on its own splits, or a folder with `train` and `test`, of which
-`train` may be what `bitlib.records` wrote: of several machines, each then reads its part only. Each
+The data set is one of TensorFlow Datasets, on its own splits, or a folder with `train` and `test`. Each
 seed is trained by the full rule on all GPUs of the machine, a TPU, or all machines that TF_CONFIG names
-(docs/scaling.md). It is saved now and then, and goes on where it was stopped; its result is a line of
-`results.jsonl` in the folder of `--work`. It needs a GPU: 10 000 steps of 512 pictures are days on a CPU.
-One with little memory computes each batch in parts (`--accumulate 8`). Weights and data are downloaded,
-unless they are there.
+(docs/scaling.md), of which each reads its part only with `--share`. It is saved now and then, and goes
+on where it was stopped; its result is a line of `results.jsonl` in the folder of `--work`. It needs a
+GPU: 10 000 steps of 512 pictures are days on a CPU. One with little memory computes each batch in parts
+(`--accumulate 8`). Weights and data are downloaded, unless they are there.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -27,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 import bitlib
-from bitlib import checkpoint, datasets, finetune, hyperrule, images, loop, records
+from bitlib import checkpoint, datasets, finetune, hyperrule, images, loop
 
 PUBLISHED = {
     ("BiT-M-R50x1", "cifar10"): {1: 54.4, 5: 83.3, 0: 97.2},
@@ -53,30 +51,24 @@ def strategy_of_machine() -> tf.distribute.Strategy:
 
 def learn(source, options, seed: int) -> dict:
     """One seed by the full rule, resumed if it was begun -> what was done, and the accuracy."""
-    stored = Path(options.data_set, "train", records.INDEX).exists()
-    if stored:
-        train = records.find(Path(options.data_set, "train"))
-        count, class_names = len(train), train.class_names
-        size = next(iter(train.part()))[0].shape[:2]
-        *test, test_names = datasets.folder(Path(options.data_set, "test"))
-        numbers = range(len(class_names))
-        test[1] = datasets.as_learnt(options.data_set, class_names, numbers, test_names, test[1])
-    else:
-        train, test, class_names = datasets.splits(
-            options.data_set, options.data_dir, options.shots, None, seed
-        )
-        count, size = len(train[0]), images.read(train[0][0]).shape[:2]
+    train, test, class_names = datasets.splits(options.data_set, options.data_dir, options.shots, None, seed)
+    count, size = len(train[0]), images.read(train[0][0]).shape[:2]
     how = {"steps": options.steps, "base_lr": options.base_lr, "batch_size": options.batch_size}
     plan = hyperrule.plan(
         count, size, architecture=source.card.architecture,
         **{name: value for name, value in how.items() if value},
     )  # fmt: skip
     read_size = plan.resize if plan.random_crop else plan.crop
+
+    def part(context):
+        every = slice(context.input_pipeline_id, None, context.num_input_pipelines)
+        return datasets.pipeline(train[0][every], train[1][every], read_size, seed)
+
     with options.strategy.scope():
         model = bitlib.load(source, head=class_names)
     history = finetune.fit(
         model,
-        partial(train.part, size=read_size) if stored else datasets.pipeline(*train, read_size, seed),
+        part if options.share else datasets.pipeline(*train, read_size, seed),
         plan,
         datasets.pipeline(*test, plan.crop),
         seed,
@@ -101,6 +93,7 @@ def main():
     parser.add_argument("--base-lr", type=float, help="instead of the rule's 0.003")
     parser.add_argument("--steps", type=int, help="instead of the rule's, for a trial")
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, to save memory")
+    parser.add_argument("--share", action="store_true", help="each machine reads every n-th picture")
     parser.add_argument("--work", type=Path, help="folder for checkpoints and results")
     options = parser.parse_args()
 

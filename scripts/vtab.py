@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-from bitlib import checkpoint, rows, tasks, vtab, zoo
+from bitlib import checkpoint, tasks, vtab, zoo
 
 OUTPUT = Path(__file__).parent.parent / "data" / "small_vtab.csv"
 
@@ -42,7 +42,7 @@ def main():
         keras.utils.clear_session()
         return vtab.compute(source, task, method, seed)
 
-    rows.complete(options.output, vtab.Result, wanted, compute)
+    vtab.complete_rows(options.output, vtab.Result, wanted, compute)
 
 
 if __name__ == "__main__":

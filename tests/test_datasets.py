@@ -290,6 +290,15 @@ class TestTfds:
         for (ours, _), (theirs, _) in zip(found, resized, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
+    def test_machines_share_a_stream(self, trees):
+        def read(*machine):
+            stream, _ = datasets.stream("trees", "train", 16, trees, *machine)
+            return [image.tobytes() for image, _ in stream.as_numpy_iterator()]
+
+        parts = [read(tf.distribute.InputContext(2, index, 2)) for index in range(2)]
+        assert parts[0] + parts[1] == read()
+        assert len(parts[0]) == len(parts[1]) == 6
+
     def test_its_own_splits(self, trees):
         train, test, names = datasets.splits("trees", trees)
         assert [len(part[0]) for part in (train, test)] == [12, 5]

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.multiclass import OneVsRestClassifier
 
 import bitlib
-from bitlib import augment, datasets, features, finetune, hyperrule, images, loop, records
+from bitlib import augment, datasets, features, finetune, hyperrule, images, loop
 from bitlib.model import BiT
 from tests.conftest import PEAK, needs_proc
 
@@ -544,9 +544,9 @@ import json, os, sys
 import numpy as np
 import tensorflow as tf
 import bitlib
-from bitlib import finetune, loop, records
-from tests.test_finetune import a_plan
-archive, folder, dies_after, stored = sys.argv[1:5]
+from bitlib import finetune, loop
+from tests.test_finetune import a_plan, part_of
+archive, folder, dies_after, share = sys.argv[1:5]
 index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 write = loop.TensorBoard.write
 def write_or_die(self, step, **scalars):
@@ -560,7 +560,7 @@ examples = rng.uniform(-1, 1, (24, 40, 40, 3)).astype("float32"), np.arange(24) 
 with strategy.scope():
     model = bitlib.load(archive, head=3)
 plan = a_plan(mixup_alpha=0.2, base_lr=0.1)
-train = records.find(stored).part if stored else examples
+train = part_of(examples) if share else examples
 history = finetune.fit(model, train, plan, examples, verbose=0, checkpoints=folder + "/state")
 np.savez(f"{folder}/worker{index}.npz", loss=history.loss, **{v.path: v.numpy() for v in model.variables})
 """
@@ -606,6 +606,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def part_of(examples):
+    """Every n-th of the examples, as pictures, for each of n machines."""
+
+    def part(context):
+        every = slice(context.input_pipeline_id, None, context.num_input_pipelines)
+        pictures = np.uint8(np.round(127.5 * examples[0][every] + 127.5))
+        return datasets.pipeline(pictures, examples[1][every])
+
+    return part
+
+
 def share_of(index, *arguments, shared=loop.shared):
     """The batches that one of two machines makes; arguments as of `loop.shared`."""
 
@@ -643,11 +654,11 @@ class TestDistribution:
                 np.testing.assert_array_equal(worker[variable.path], saved[0][variable.path])
 
     @contextlib.contextmanager
-    def two_workers(self, small_npz, tmp_path, dies_after=0, stored=""):
+    def two_workers(self, small_npz, tmp_path, dies_after=0, share=""):
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
         tasks = [{"type": "worker", "index": index} for index in range(2)]
         told = [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
-        arguments = small_npz, tmp_path, dies_after, stored
+        arguments = small_npz, tmp_path, dies_after, share
         workers = [self.start(WORKER, *arguments, TF_CONFIG=config) for config in told]
         try:
             yield workers
@@ -663,9 +674,7 @@ class TestDistribution:
 
     @pytest.mark.slow
     def test_two_workers_that_read_a_part_each(self, small_npz, examples, tmp_path, monkeypatch):
-        pictures = [np.uint8(image * 127.5 + 127.5) for image in examples[0]]
-        stored = records.write(pictures, examples[1], list("abc"), tmp_path / "records", files=2)
-        with self.two_workers(small_npz, tmp_path, stored=stored.folder) as workers:
+        with self.two_workers(small_npz, tmp_path, share="yes") as workers:
             self.wait_for(workers)
 
         def joined(*arguments):
@@ -676,7 +685,7 @@ class TestDistribution:
             )
 
         monkeypatch.setattr(loop, "shared", joined)
-        self.compare(small_npz, stored.part, tmp_path, 2)
+        self.compare(small_npz, part_of(examples), tmp_path, 2)
 
     @pytest.mark.slow
     def test_two_workers_of_which_one_dies_started_again(self, small_npz, examples, tmp_path):
@@ -691,12 +700,9 @@ class TestDistribution:
 
     def test_a_part_is_read_by_one_machine_only_and_gone_on_with(self):
         values = np.linspace(-0.9, 0.9, 24, dtype=np.float32)
-        images = np.broadcast_to(values[:, None, None, None], (24, 40, 40, 3))
-
-        def part(context):
-            mine = slice(context.input_pipeline_id, None, context.num_input_pipelines)
-            return tf.data.Dataset.from_tensor_slices((images[mine], np.arange(24)[mine]))
-
+        images = np.uint8(127.5 * np.broadcast_to(values[:, None, None, None], (24, 40, 40, 3)) + 127.5)
+        values = images[:, 0, 0, 0] / np.float32(127.5) - 1
+        part = part_of((images / 127.5 - 1, np.arange(24)))
         plan = a_plan(mixup_alpha=0.0)
         seen = []
         for index in range(2):

@@ -833,18 +833,13 @@ class TestTables:
 
 
 class TestPairs:
-    """Pictures and labels as `pipeline`, `records.write` and `drawn_splits` take them."""
+    """Pictures and labels as `pipeline` and `drawn_splits` take them."""
 
     PICTURES = tuple(np.full((40, 40), 10 * n, np.uint8) for n in range(4))
 
-    def doors(self, pictures, labels, tmp_path):
-        from bitlib import records
-
+    def doors(self, pictures, labels):
         yield lambda: [int(x) for _, x in datasets.pipeline(pictures, labels)]
         yield lambda: list(datasets.drawn_splits((pictures, labels, list("abcd")), 0, None, 0)[0][1])
-        yield lambda: [
-            int(x) for _, x in records.write(pictures, labels, list("abcd"), tmp_path / "r", files=1).part()
-        ]
 
     @pytest.mark.parametrize(
         "labels",
@@ -859,12 +854,11 @@ class TestPairs:
             pd.Series([0, 1, 0, 1], index=list("abcd"), dtype="category"),
         ],
     )
-    def test_right(self, labels, tmp_path):
+    def test_right(self, labels):
         pictures = pd.Series(self.PICTURES, index=[7, 0, 2, 1])
-        first, drawn, stored = (door() for door in self.doors(pictures, labels, tmp_path))
+        first, drawn = (door() for door in self.doors(pictures, labels))
         assert first == [0, 1, 0, 1]
         assert sorted(drawn) == [0, 1]
-        assert sorted(stored) == [0, 0, 1, 1]
 
     @pytest.mark.parametrize(
         ("labels", "message"),
@@ -890,8 +884,8 @@ class TestPairs:
             (None, r"expected one for each of 4 pictures, received shape \(\)"),
         ],
     )
-    def test_wrong_labels(self, labels, message, tmp_path):
-        for door in self.doors(self.PICTURES, labels, tmp_path):
+    def test_wrong_labels(self, labels, message):
+        for door in self.doors(self.PICTURES, labels):
             with pytest.raises(ValueError, match=f"^labels: .*{message}"):
                 door()
 
@@ -907,8 +901,8 @@ class TestPairs:
             ([], "^labels: expected one for each of 0 pictures, received 4"),
         ],
     )
-    def test_wrong_pictures(self, pictures, message, tmp_path):
-        for door in self.doors(pictures, [0, 1, 0, 1], tmp_path):
+    def test_wrong_pictures(self, pictures, message):
+        for door in self.doors(pictures, [0, 1, 0, 1]):
             with pytest.raises(ValueError, match=message):
                 door()
 

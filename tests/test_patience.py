@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import bitlib
-from bitlib import patience, rows, zoo
+from bitlib import patience, vtab, zoo
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,10 @@ class TestRows:
 
         wanted = [("b", 2), ("a", 10), ("a", 9)]
         with pytest.raises(KeyboardInterrupt):
-            rows.complete(path, Row, wanted, compute)
+            vtab.complete_rows(path, Row, wanted, compute)
         asked.clear()
-        rows.complete(path, Row, wanted, compute)
+        vtab.complete_rows(path, Row, wanted, compute)
         assert asked == [("a", 9)]
-        found = rows.read(path, Row)
+        found = vtab.read_rows(path, Row)
         assert [row[:3] for row in found] == [("a", 9, 1.2857), ("a", 10, 1.4286), ("b", 2, 0.2857)]
         assert len({row.date for row in found}) == 1

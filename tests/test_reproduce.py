@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from bitlib import checkpoint, datasets, records
+from bitlib import checkpoint
 from scripts import reproduce
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "reproduce.py"
@@ -35,26 +35,20 @@ def test_a_chief_is_a_machine_too(monkeypatch, jobs, several):
 
 
 @pytest.mark.slow
-def test_records_to_train_on_and_a_folder_to_test_on(small_npz, tmp_path):
-    for index in range(9):
-        path = tmp_path / "pictures" / "test" / "abc"[index % 3] / f"{index}.png"
+@pytest.mark.parametrize("share", [False, True])
+def test_a_folder_with_splits(small_npz, tmp_path, share):
+    for index in range(18):
+        split = ("train", "test")[index // 9]
+        path = tmp_path / "pictures" / split / "abc"[index % 3] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((40, 50, 3), 20 * index, np.uint8)).save(path)
-    pictures = datasets.folder(tmp_path / "pictures" / "test")
-    records.write(*pictures, tmp_path / "pictures" / "train", files=2)
+        Image.fromarray(np.full((40, 50, 3), 10 * index, np.uint8)).save(path)
     options = argparse.Namespace(
         data_set=str(tmp_path / "pictures"), data_dir=None, shots=0, steps=2, base_lr=None, batch_size=4,
-        accumulate=1, work=tmp_path / "run", strategy=tf.distribute.get_strategy(),
+        accumulate=1, share=share, work=tmp_path / "run", strategy=tf.distribute.get_strategy(),
     )  # fmt: skip
     row = reproduce.learn(checkpoint.find(small_npz), options, 0)
     assert [row[name] for name in ("train", "test", "steps", "batch_size")] == [9, 9, 2, 4]
     assert 0 <= row["accuracy"] <= 1
-    (tmp_path / "pictures" / "test" / "c").rename(tmp_path / "pictures" / "test" / "d")
-    with pytest.raises(ValueError, match="has other classes to test on than to learn from: c, d"):
-        reproduce.learn(checkpoint.find(small_npz), options, 1)
-    (tmp_path / "pictures" / "train" / records.INDEX).rename(tmp_path / "index")
-    with pytest.raises(FileNotFoundError, match="train: holds no pictures"):
-        reproduce.learn(checkpoint.find(small_npz), options, 0)
 
 
 @pytest.mark.slow
