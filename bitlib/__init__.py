@@ -8,6 +8,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+import warnings
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,35 @@ _MODULES = (
     "savedmodel",
     "zoo",
 )
+_MOVED = {
+    "digests": "writing",
+    "handles": "zoo",
+    "paths": "writing",
+    "settings": "fetching",
+    "tables": "zoo",
+    "tensors": "archive",
+    "torchnames": "archive",
+}
+"""Modules of earlier versions, and those that have what they had."""
+
 __all__ = [*_HOMES, *_MODULES]
+
+
+class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports a module of an earlier version from where it is now."""
+
+    def find_spec(self, name, path, target=None):
+        package, _, old = name.partition(".")
+        return importlib.util.spec_from_loader(name, self) if package == __name__ and old in _MOVED else None
+
+    def exec_module(self, module):
+        old = module.__name__
+        new = f"{__name__}.{_MOVED[old.partition('.')[2]]}"
+        warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = importlib.import_module(new)
+
+
+sys.meta_path.append(_Moved())
 
 
 class _AfterKeras(importlib.abc.MetaPathFinder):
@@ -65,7 +94,7 @@ else:
 
 
 def __getattr__(name: str):
-    if name in _MODULES:
+    if name in _MODULES or name in _MOVED:
         return importlib.import_module(f"bitlib.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(f"bitlib.{_HOMES[name]}"), name)

@@ -1,7 +1,9 @@
-"""A `.npz` and its arrays: opened, checked and read one at a time; written back.
+"""Files of arrays, `.npz` and `.safetensors`: opened, checked and read one array at a time; written back.
 
-A published BiT is a zip with one `.npy` for each array. Everything that can be wrong with such a file is
-found here, before a model is touched, and reported with the name of the array.
+A published BiT is a zip with one `.npy` for each array. A `.safetensors` has the names of timm or
+transformers, and no code in it: a header of names, dtypes, shapes and places, then the numbers. Everything
+that can be wrong with such a file is found here, before a model is touched, and reported with the name of the
+array.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bitlib import tensors
-from bitlib.layout import SUFFIXES, CheckpointError
-from bitlib.tensors import require_finite as require_finite
+from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
 from bitlib.writing import replacing
 
 _NUMBERED = re.compile(r"\b(standardized_conv2d|group_norm|conv2d)_\d+(?=/)")
@@ -41,6 +44,50 @@ _PLAUSIBLE = 20, 128 << 20
 """All arrays take at most so many times the bytes of the file, and so many more: weights hardly compress."""
 
 
+_TORCH = {
+    "timm": ("stem.conv.weight", "stages.{}.blocks.{}", "norm", "head.fc"),
+    "transformers": (
+        "bit.embedder.convolution.weight", "bit.encoder.stages.{}.layers.{}", "bit.norm", "classifier.1",
+    ),
+}  # fmt: skip
+"""By library, the names of the first kernel (which tells them apart), a unit, the last norm and the head."""
+
+_TORCH_HEADER = 4 << 20
+"""Bytes that the header of a `.safetensors` may take: that of the largest BiT takes 100 kB."""
+
+_TORCH_FLOATS = ("F16", "F32", "F64")
+
+
+def require_finite(name: str, array: np.ndarray) -> None:
+    """Raise `CheckpointError` if any value is NaN or infinite."""
+    # Of an array that holds NaN, both are NaN; and neither needs memory.
+    if not (np.isfinite(np.min(array)) and np.isfinite(np.max(array))):
+        count = int((~np.isfinite(array)).sum())
+        raise CheckpointError(f"{name}: {count} of {array.size} values are NaN or infinite, expected none")
+
+
+class Arrays(Mapping):
+    """The arrays of an open file by their published names, whose names and shapes are checked."""
+
+    shapes: dict[str, tuple[int, ...]]
+    architecture: Architecture
+    note: bytes = b""
+
+    def check(self) -> None:
+        """Infer the architecture from the shapes. Raises `CheckpointError` unless they are those of a BiT."""
+        self.architecture = infer(self.shapes)
+        check(self.shapes, layout(self.architecture))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(layout(self.architecture))
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # Mapping's own would read the array to find out
+
+
 class _Limited(io.BufferedReader):
     """A file that refuses to be read in one large piece: zipfile asks for its whole directory only."""
 
@@ -50,7 +97,7 @@ class _Limited(io.BufferedReader):
         return super().read(size)
 
 
-class Archive(tensors.Arrays):
+class Archive(Arrays):
     """The arrays of an open `.npz` by name, each read from disk and checked when asked for.
 
     Names, shapes, dtypes and sizes of all of them have been checked on opening: the file can hold them.
@@ -156,6 +203,84 @@ def _errors_of(name: str) -> Iterator[None]:
         raise CheckpointError(f"{name}: corrupt or truncated ({reason})") from error
 
 
+@cache
+def torch_names(library: str) -> dict[str, str]:
+    """Published names and a library's, of a network larger than any: 99 units in each of four blocks."""
+    root, unit, norm, head = _TORCH[library]
+    names = {ROOT: root, HEAD[0]: f"{head}.weight", HEAD[1]: f"{head}.bias"}
+    names |= {"resnet/group_norm/gamma": f"{norm}.weight", "resnet/group_norm/beta": f"{norm}.bias"}
+    for block, number in product(range(4), range(99)):
+        ours, theirs = f"resnet/block{block + 1}/unit{number + 1:02d}", unit.format(block, number)
+        names[f"{ours}/a/proj/standardized_conv2d/kernel"] = f"{theirs}.downsample.conv.weight"
+        for part, layer in zip("abc", "123", strict=True):
+            names[f"{ours}/{part}/group_norm/gamma"] = f"{theirs}.norm{layer}.weight"
+            names[f"{ours}/{part}/group_norm/beta"] = f"{theirs}.norm{layer}.bias"
+            names[f"{ours}/{part}/standardized_conv2d/kernel"] = f"{theirs}.conv{layer}.weight"
+    return names
+
+
+class Tensors(Arrays):
+    """The arrays of an open `.safetensors` by their published names, each read and checked when asked for."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.note = (file.metadata() or {}).get("bitlib", "").encode()
+        library = next((library for library, (root, *_) in _TORCH.items() if root in file.keys()), None)  # noqa: SIM118
+        if library is None:
+            roots = " or ".join(root for root, *_ in _TORCH.values())
+            raise CheckpointError(f"no array {roots}: no BiT of timm or transformers")
+        published = {theirs: ours for ours, theirs in torch_names(library).items()}
+        self._theirs, self.shapes = {}, {}
+        for theirs in file.keys():  # noqa: SIM118
+            ours, found = published.get(theirs, theirs), file.get_slice(theirs)
+            if found.get_dtype() not in _TORCH_FLOATS:
+                expected = f"expected one of {', '.join(_TORCH_FLOATS)}"
+                raise CheckpointError(f"{theirs}: {expected}, found {found.get_dtype()}")
+            shape = tuple(found.get_shape())
+            if ours.endswith("/kernel") and len(shape) in (
+                2,
+                4,
+            ):  # 2: a linear layer
+                out, into, *size = shape
+                shape = (*(size or (1, 1)), into, out)
+            self._theirs[ours], self.shapes[ours] = theirs, shape
+        self.check()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One array: float32, in the published shape, all values finite."""
+        array = np.asarray(self._file.get_tensor(self._theirs[name]), np.float32)
+        require_finite(self._theirs[name], array)
+        if array.ndim == 2:
+            array = array[..., None, None]
+        return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Tensors]:
+    """Open a `.safetensors`. Raises `CheckpointError`, as `opened` but for the name of the file."""
+    library = _library()
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+    if size > min(_TORCH_HEADER, path.stat().st_size):
+        raise CheckpointError(f"a header of {size} bytes, expected at most {_TORCH_HEADER} within the file")
+    try:
+        with library.safe_open(path, framework="numpy") as file:
+            yield Tensors(file)
+    except CheckpointError:
+        raise
+    except (library.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"corrupt or truncated ({error})") from error
+
+
+def _library():
+    try:
+        import safetensors
+    except ImportError:
+        reason = "safetensors: the package is not installed; pip install 'bitlib[torch]' brings it"
+        raise ImportError(reason) from None
+    return safetensors
+
+
 def existing(path: str | os.PathLike) -> Path:
     """The path as a `Path`. Raises `FileNotFoundError` if there is nothing."""
     path = Path(path)
@@ -182,16 +307,21 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 @contextmanager
-def opened(path: str | os.PathLike) -> Iterator[tensors.Arrays]:
-    """Open a file as a mapping that reads one array at a time. Raises as `read`, in the body too."""
+def opened(path: str | os.PathLike) -> Iterator[Arrays]:
+    """Open a file as a mapping that reads one array at a time.
+
+    Raises, in the body too:
+        FileNotFoundError, CheckpointError: there is none; it is damaged, or not the arrays of a BiT.
+        ImportError: it is a `.safetensors`, and that package is not installed.
+    """
     path = existing(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder, expected a BiT checkpoint ({', '.join(SUFFIXES)})")
     try:
         if path.stat().st_size == 0:
             raise CheckpointError("an empty file, expected the arrays of a BiT; download it again")
-        if path.suffix == tensors.SUFFIX:
-            with tensors.opened(path) as found:
+        if path.suffix == SUFFIXES[1]:
+            with _safetensors(path) as found:
                 yield found
         else:
             with _zip(path) as file:
@@ -239,8 +369,8 @@ def write(path: str | os.PathLike, arrays: Mapping, note: Mapping | None = None)
     """
     path = Path(path)
     comment = json.dumps({NOTE: note}) if note else ""
-    if path.suffix == tensors.SUFFIX:
-        return tensors.write(path, arrays, comment)
+    if path.suffix == SUFFIXES[1]:
+        return _write_safetensors(path, arrays, comment)
     if note and len(comment) > zipfile.ZIP_MAX_COMMENT:
         comment = json.dumps({NOTE: {k: v for k, v in note.items() if k != "class_names"}})
     with replacing(path) as temporary:
@@ -249,4 +379,25 @@ def write(path: str | os.PathLike, arrays: Mapping, note: Mapping | None = None)
         if comment:
             with zipfile.ZipFile(temporary, "a") as archive:
                 archive.comment = comment.encode()
+    return path
+
+
+def _write_safetensors(path: Path, arrays: Mapping, note: str) -> Path:
+    _library()
+    from safetensors.numpy import save_file
+
+    renamed = {}
+    for name, values in arrays.items():
+        array = np.asarray(values, np.float32)
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        renamed[torch_names("timm")[name]] = np.ascontiguousarray(array)
+    with replacing(path) as temporary:
+        save_file(renamed, temporary, {"format": "pt"} | ({"bitlib": note} if note else {}))
+        with temporary.open("r+b") as file:  # put in order the metadata, which has another one each time
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            file.seek(8)
+            file.write(text.ljust(size))
     return path

@@ -7,9 +7,10 @@ file, and the file's hash. `model.card` describes the model as it is now, with i
 from __future__ import annotations
 
 import os
+import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +20,10 @@ import numpy as np
 
 from bitlib import archive, fetching, zoo
 from bitlib.archive import Archive as Archive
-from bitlib.fetching import fetch, fetch_file, prefetch
+from bitlib.archive import Arrays
+from bitlib.fetching import fetch_file
 from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
-from bitlib.tensors import Arrays
+from bitlib.writing import bundled, replacing, verify
 from bitlib.zoo import Source as Source
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def find(source: str | os.PathLike | Source) -> Source:
     path = zoo.path_of(source)
     if path is None:
         card = zoo.card(source)
-        return Source(card, *fetching.of_card(card))
+        return Source(card, *_fetched(card))
     card = zoo.card_of(path)
     if not path.is_file():
         expected = f"expected one ending in {', '.join(SUFFIXES)}"
@@ -67,6 +69,49 @@ def find(source: str | os.PathLike | Source) -> Source:
 def resolve(source: str | os.PathLike) -> Path:
     """The file of a source. Raises: as `find`."""
     return find(source).path
+
+
+def fetch(name: str) -> Path:
+    """The file of a published model: bundled, or as `bitlib.fetching.fetch_file` has it.
+
+    Raises:
+        ValueError: no published BiT has that name, or as `fetch_file`.
+        ConnectionError, OSError: as `fetch_file`.
+    """
+    return _fetched(zoo.card(name))[0]
+
+
+def _fetched(card: zoo.Card) -> tuple[Path, str | None]:
+    """The weights of a card, and their SHA-256 in hexadecimal where it was compared."""
+    return fetching.verified_file(card.file) if card.url else (bundled(card.file), None)
+
+
+def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
+    """Copy models and their class lists into a folder that then serves others as `BITLIB_MIRROR`.
+
+    Args:
+        names: names of `bitlib.zoo.names()`, or hub handles.
+        folder: created if need be; files keep their published sub-folders.
+
+    Returns:
+        The path of each model's copy.
+
+    Raises: as `fetch`.
+    """
+
+    def copied(source: Path, file: str) -> Path:
+        copy = Path(folder).expanduser() / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(copy) as temporary:
+            shutil.copyfile(source, temporary)
+        verify(copy)
+        return copy
+
+    listed: Any = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
+    cards = [zoo.card(name) for name in listed]
+    for file in sorted({zoo.CLASS_LISTS[card.labels] for card in cards if card.labels and card.url}):
+        copied(fetch_file(file), file)
+    return [copied(_fetched(card)[0], card.file) for card in cards]
 
 
 def assign(model: BiT, arrays: Mapping[str, np.ndarray]) -> None:

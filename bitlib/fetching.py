@@ -11,6 +11,7 @@ import base64
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import threading
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -32,16 +33,14 @@ from filelock import FileLock
 from requests.exceptions import ConnectTimeout, InvalidURL, ProxyError, SSLError
 from urllib3.exceptions import NewConnectionError
 
-from bitlib import zoo
-from bitlib.digests import verify, write_note
-from bitlib.paths import bundled, cache_folder
+from bitlib.layout import BASE_URL, BUNDLED
 from bitlib.progress import bar
-from bitlib.settings import mirror, offline, timeout
-from bitlib.writing import replacing
+from bitlib.writing import expanded, verify, write_note
 
 ATTEMPTS = 5  # tries in a row that bring no byte that had not come before, then a download is given up
 FIRST_ATTEMPTS = 2  # the same where no server has been reached yet
 MOST_ATTEMPTS = 100  # tries in all, even if each brought something
+TIMEOUT = 20.0  # seconds that a server may be silent, where BITLIB_TIMEOUT does not say otherwise
 SLOWEST = 1000  # bytes a second that a try has to bring, on average over three times the timeout
 PAUSE = 1.0  # seconds before the second try; each further one waits twice as long, or as the server asks
 LARGEST = 8 << 30  # bytes of a .npz; the largest published has 4.4 GB
@@ -62,58 +61,71 @@ _WEB_PAGE = (
 )
 
 
-def fetch(name: str) -> Path:
-    """The file of a published model: bundled, else cached, else from the mirror or the published address.
+_NAME, _NUMBER = r"[^\s/?#@:.\[\]]{1,63}(\.[^\s/?#@:.\[\]]{1,63})*", r"\[[0-9A-Fa-f:.]+\]"
+_ADDRESS = re.compile(rf"(?i:https?)://([^\s/?#]*@)?({_NAME}|{_NUMBER})(:[0-9]{{1,5}})?(/[^\s?#]*)?")
 
-    A download is compared with the server's length and hash, and stays in the cache, the folder
-    `BITLIB_CACHE`; its SHA-256 is noted beside it and compared at every later use. `BITLIB_MIRROR`, a folder
-    or a base URL laid out like the published one, is asked instead. `BITLIB_OFFLINE=1` forbids the network.
+
+def cache_folder() -> Path:
+    """`BITLIB_CACHE` if it is set, else the user's cache folder. Raises: ValueError if it is nobody's."""
+    folder = os.environ.get("BITLIB_CACHE", "").strip()
+    if "://" in folder:
+        raise ValueError(f"BITLIB_CACHE: expected a folder, received {folder!r}")
+    if folder:
+        return expanded(folder, "BITLIB_CACHE")
+    import pooch
+
+    return Path(pooch.os_cache("bitlib"))
+
+
+def offline() -> bool:
+    """Whether `BITLIB_OFFLINE` forbids the network. Raises: ValueError if it is neither 0, 1 nor empty."""
+    value = os.environ.get("BITLIB_OFFLINE", "").strip()
+    if value not in ("", "0", "1"):
+        raise ValueError(f"BITLIB_OFFLINE: expected 1 (no network), 0 or nothing, received {value!r}")
+    return value == "1"
+
+
+def timeout() -> float:
+    """`BITLIB_TIMEOUT`, or `TIMEOUT`. Raises: ValueError if it is not a number of seconds up to an hour."""
+    value = os.environ.get("BITLIB_TIMEOUT", "").strip()
+    try:
+        seconds = float(value or TIMEOUT)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 3600:
+        raise ValueError(f"BITLIB_TIMEOUT: expected seconds, above 0 and up to 3600, received {value!r}")
+    return seconds
+
+
+def mirror() -> Path | str | None:
+    """`BITLIB_MIRROR`: a folder, or a web address without a slash at its end; None if it is not set.
+
+    Raises: ValueError if it is another kind of address, or no complete one.
+    """
+    value = os.environ.get("BITLIB_MIRROR", "").strip()
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", value):  # two letters and more: C: is a folder
+        return expanded(value, "BITLIB_MIRROR") if value else None
+    if not _ADDRESS.fullmatch(value):
+        expected = "a folder or an address like https://example.org/models"
+        raise ValueError(f"BITLIB_MIRROR: expected {expected}, received {value!r}")
+    return value.rstrip("/")
+
+
+def fetch_file(file: str) -> Path:
+    """Any file below the published address (`ilsvrc2012_wordnet_lemmas.txt`).
+
+    It comes from the cache, the folder `BITLIB_CACHE`, else it is downloaded into it. A download is compared
+    with the server's length and hash; its SHA-256 is noted beside it and compared at every later use.
+    `BITLIB_MIRROR`, a folder or a base URL laid out like the published one, is asked instead.
+    `BITLIB_OFFLINE=1` forbids the network.
 
     Raises:
-        ValueError: no published BiT has that name, or one of the variables makes no sense.
+        ValueError: no published file can have that name, or one of the variables makes no sense.
         ConnectionError: it cannot be had, or is not what it should be. The message says what to do. A part
             of it stays hidden in the cache, if the next call can resume it.
         OSError: it cannot be written: the cache is read-only, the disk is full.
     """
-    return of_card(zoo.card(name))[0]
-
-
-def fetch_file(file: str) -> Path:
-    """As `fetch`, for any file below the published address (`ilsvrc2012_wordnet_lemmas.txt`)."""
-    return _of_file(file)[0]
-
-
-def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
-    """Copy models and their class lists into a folder that then serves others as `BITLIB_MIRROR`.
-
-    Args:
-        names: names of `bitlib.zoo.names()`, or hub handles.
-        folder: created if need be; files keep their published sub-folders.
-
-    Returns:
-        The path of each model's copy.
-
-    Raises: as `fetch`.
-    """
-
-    def copied(source: Path, file: str) -> Path:
-        copy = Path(folder).expanduser() / file
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(copy) as temporary:
-            shutil.copyfile(source, temporary)
-        verify(copy)
-        return copy
-
-    listed: Any = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
-    cards = [zoo.card(name) for name in listed]
-    for file in sorted({zoo.CLASS_LISTS[card.labels] for card in cards if card.labels and card.url}):
-        copied(fetch_file(file), file)
-    return [copied(of_card(card)[0], card.file) for card in cards]
-
-
-def of_card(card: zoo.Card) -> tuple[Path, str | None]:
-    """The weights of a card, and their SHA-256 in hexadecimal where it was compared. Raises: as `fetch`."""
-    return _of_file(card.file) if card.url else (bundled(card.file), None)
+    return verified_file(file)[0]
 
 
 def on_disk(file: str) -> Path | None:
@@ -144,7 +156,8 @@ def parse_class_list(content: bytes, file: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _of_file(file: str) -> tuple[Path, str | None]:
+def verified_file(file: str) -> tuple[Path, str | None]:
+    """As `fetch_file`, and its SHA-256 in hexadecimal, unless another process has just downloaded it."""
     if not isinstance(file, str) or not _INSIDE.fullmatch(file):
         expected = "a path below the published address, like vtab/some.npz"
         raise ValueError(f"file: expected {expected}, received {file!r}")
@@ -159,7 +172,7 @@ def _of_file(file: str) -> tuple[Path, str | None]:
     if offline():
         reason = "not on this machine, and BITLIB_OFFLINE forbids to download it"
         raise ConnectionError(f"{file}: {reason}; unset it, or {by_hand}")
-    return cached, _download(f"{source or zoo.BASE_URL.rstrip('/')}/{file}", cached, timeout(), by_hand)
+    return cached, _download(f"{source or BASE_URL.rstrip('/')}/{file}", cached, timeout(), by_hand)
 
 
 class _Failed(Exception):
@@ -226,7 +239,7 @@ def _fetched(url: str, path: Path, part: Path, silence: float, by_hand: str) -> 
                     raise _Failed(
                         f"{_shown(url)}: cannot be downloaded; see whether this machine has a network{right} "
                         f"and try again later{later}. Or {by_hand}, or take the bundled model, "
-                        f"{zoo.BUNDLED!r}. Tried {attempts} times. {last}: {failure}"
+                        f"{BUNDLED!r}. Tried {attempts} times. {last}: {failure}"
                     ) from failure
                 time.sleep(max(PAUSE * 2 ** (failures - 1), failure.pause))
     write_note(path, digest)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitlib.fetching import fetch_file, on_disk, parse_class_list
-from bitlib.paths import bundled
+from bitlib.writing import bundled
 from bitlib.zoo import CLASS_LISTS, Card
 
 if TYPE_CHECKING:

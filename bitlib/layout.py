@@ -5,7 +5,6 @@ Numbers and names only: no file is opened here, and neither NumPy nor Keras is i
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +12,12 @@ from typing import NamedTuple
 
 UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Bottleneck units in each of the four blocks, by the depth a BiT is named after."""
+
+BASE_URL = "https://storage.googleapis.com/bit_models/"
+"""Where the weights have been published since 2020."""
+
+BUNDLED = "BiT-XS-R14x0.5"
+"""The model that ships with this package."""
 
 SUFFIXES = (".npz", ".safetensors", ".keras")
 """Of the files that hold a checkpoint: in the published layout; with the names of timm or transformers; as
@@ -123,18 +128,3 @@ def units_and_width(architecture: str) -> tuple[tuple[int, ...], float]:
     """The network that a name such as `R50x1` stands for: units in each block, and width."""
     depth, width = architecture[1:].split("x")
     return UNITS[int(depth)], float(width)
-
-
-def npz_size(shapes: dict, zip64_headers: bool) -> int:
-    """Bytes of an uncompressed `.npz`: a zip of `.npy` files with headers of 128 bytes, sorted by name.
-
-    Newer NumPy adds 20 bytes to each local header; an entry that begins beyond 2 GiB takes 12 more in
-    the directory, and the directory of such an archive 76.
-    """
-    position = directory = 0
-    limit = 2**31 - 1
-    for name, shape in sorted(shapes.items()):
-        name_length = len(name) + len(".npy")
-        directory += 46 + name_length + (12 if position > limit else 0)
-        position += 30 + name_length + (20 if zip64_headers else 0) + 128 + 4 * math.prod(shape)
-    return position + directory + 22 + (76 if position > limit else 0)

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from bitlib import augment, checkpoint, datasets, distill, finetune, hyperrule, images
 from bitlib.model import BiT
-from bitlib.paths import bundled
 from bitlib.vtab import read_rows
+from bitlib.writing import bundled
 
 if TYPE_CHECKING:
     from bitlib.checkpoint import Source

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitlib.settings import offline
+from bitlib.fetching import offline
 
 if TYPE_CHECKING:
     import tensorflow as tf

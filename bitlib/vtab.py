@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from bitlib import checkpoint, datasets, features, finetune, hyperrule, images, tasks
 from bitlib.model import BiT
-from bitlib.paths import bundled
-from bitlib.writing import replacing
+from bitlib.writing import bundled, replacing
 
 if TYPE_CHECKING:
     from bitlib.checkpoint import Source

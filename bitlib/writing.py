@@ -1,13 +1,13 @@
-"""How files and folders are replaced: at every moment the path holds the old or the new, whole.
+"""Files: where they lie, replaced whole, and their SHA-256.
 
-That holds through an exception, Ctrl-C, `kill -9`, a full disk, and a power cut after the return:
+At every moment a path that `replacing` writes holds the old or the new, whole: through an exception, Ctrl-C,
+`kill -9`, a full disk, and a power cut after the return.
 
 - The new is written into a hidden scratch folder beside the path, `.<name>.partial-…`, and flushed to disk.
-- A file then takes its place in one rename. A folder and its predecessor exchange their names in one step,
-  so that a reader never finds the path missing.
+- A file then takes its place in one rename. A folder and its predecessor exchange their names in one step.
 - Where the system cannot exchange names (anything but Linux, some network disks), the old folder is moved
-  into the scratch folder first. A kill between the two renames leaves nothing at the path; the old then lies,
-  whole, in `.<name>.partial-…/previous…`, and the next writer of the path puts it back.
+  into the scratch folder first. A kill between the two renames leaves the old there, whole, as `previous…`;
+  the next writer of the path puts it back.
 - The next writer of a path sweeps what killed ones left. A living writer holds a lock in its scratch folder.
 - Two writers of one path do not wait for each other: each puts a whole result there, the later one stays.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import itertools
 import os
 import re
@@ -32,6 +33,77 @@ from filelock import FileLock, Timeout
 
 _LOCK = "lock"
 _PREVIOUS = "previous"
+
+
+def bundled(file: str) -> Path:
+    """A file of `data/`: beside the modules in an installed copy, beside the package in a checkout.
+
+    Raises:
+        FileNotFoundError: the package was installed without it.
+    """
+    here = Path(__file__).parent
+    for folder in (here / "data", here.parent / "data"):
+        if (folder / file).is_file():
+            return folder / file
+    raise FileNotFoundError(f"{file}: not among the files that ship with bitlib; reinstall the package")
+
+
+def expanded(path: str | os.PathLike, name: str) -> Path:
+    """A path with its `~` replaced. Raises: ValueError, which begins with `name`, if it can be no path."""
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name}: expected a path, received {str(path)[:80]!r} ({reason})") from None
+    return found
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def note_of(path: Path) -> Path:
+    """Where the SHA-256 of a file is noted: `<file>.sha256`, in the form that `sha256sum --check` reads."""
+    return path.with_name(path.name + ".sha256")
+
+
+def write_note(path: Path, digest: str) -> None:
+    """Note the SHA-256 of a file beside it."""
+    with replacing(note_of(path)) as temporary:
+        temporary.write_text(f"{digest}  {path.name}\n", "utf-8")
+
+
+def verify(path: Path) -> str:
+    """Compare a file with the SHA-256 noted beside it, and note it where there is no note yet.
+
+    Returns:
+        the SHA-256, in hexadecimal.
+
+    Raises:
+        ConnectionError: the file is not what was downloaded, or the note is damaged.
+    """
+    digest, note = sha256(path), note_of(path)
+    if not note.is_file():
+        with suppress(OSError):  # a read-only mirror or cache: there is nowhere to note it
+            write_note(path, digest)
+        return digest
+    with note.open("rb") as file:
+        noted = re.match(rb"\s*([0-9A-Fa-f]{64})(?![0-9A-Fa-f])", file.read(200))
+    if not noted:
+        raise ConnectionError(
+            f"{note}: expected the SHA-256 of {path.name}, 64 hexadecimal digits, found something else; "
+            "delete it to trust the file as it is, or delete both to download it again"
+        )
+    expected = noted[1].decode().lower()
+    if digest != expected:
+        raise ConnectionError(
+            f"{path}: changed since it was downloaded (SHA-256 {digest[:12]}…, not {expected[:12]}…); "
+            f"delete it and {note.name} to download it again"
+        )
+    return digest
 
 
 @contextmanager

@@ -17,26 +17,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from bitlib import handles as hub
-from bitlib.digests import sha256
-from bitlib.layout import SUFFIXES, Architecture, CheckpointError, layout, npz_size, units_and_width
+from bitlib.layout import BASE_URL, BUNDLED, SUFFIXES, Architecture, CheckpointError, layout, units_and_width
 from bitlib.layout import UNITS as UNITS
-from bitlib.paths import bundled, expanded
-from bitlib.tables import Table
-
-BASE_URL = "https://storage.googleapis.com/bit_models/"
-"""Where the weights have been published since 2020."""
-
-BUNDLED = "BiT-XS-R14x0.5"
-"""The model that ships with this package."""
+from bitlib.writing import bundled, expanded, sha256
 
 CLASS_LISTS = {
     "glyph1k": "glyph1k_names.txt",
     "ilsvrc2012": "ilsvrc2012_wordnet_lemmas.txt",
     "imagenet21k": "imagenet21k_wordnet_lemmas.txt",
 }
-"""The file of each class list: one class a line, line number = index. The first is bundled, the others
-are published beside the weights."""
+"""The file of each class list. The first is bundled, the others are published beside the weights."""
 
 FOREIGN = {
     ".pb .onnx .tflite": "an export, from which no weights are read; load what it was exported from",
@@ -47,7 +37,11 @@ FOREIGN = {
 """Suffixes of files that are not read, and what to do instead."""
 
 _SUFFIXES = ", ".join(SUFFIXES)
-_PUBLISHED = re.compile(r"(https?://storage\.(googleapis|cloud\.google)\.com/|gs://)bit_models/", re.I)
+_HOSTS = re.compile(
+    r"(https?://storage\.(googleapis|cloud\.google)\.com/|gs://)bit_models/|"
+    r"^(https?:)?/*((www\.)?(tfhub\.dev|kaggle\.com/models|huggingface\.co)|hub\.tensorflow\.google\.cn)/",
+    re.IGNORECASE,
+)
 
 ARCHITECTURES = {
     "R50x1": "80.4–80.7",
@@ -69,6 +63,12 @@ VTAB_TASKS = (
 SMALL_IMAGE_TASKS = ("cifar100", "eurosat", "svhn", "dsprites-orientation", "dsprites-xpos")
 """VTAB tasks whose images are smaller than 96×96 pixels; the rule brings these to 128."""
 
+COLLECTIONS = {
+    "google/collections/bit": "google/bit/",
+    "sayakpaul/collections/bit-resnet": "sayakpaul/",
+}
+"""Collections of TensorFlow Hub, and how the handles of their members begin."""
+
 BIT_CITATION = (
     "A. Kolesnikov, L. Beyer, X. Zhai, J. Puigcerver, J. Yung, S. Gelly, N. Houlsby. "
     "Big Transfer (BiT): General Visual Representation Learning. ECCV 2020. arXiv 1912.11370"
@@ -84,20 +84,19 @@ class Card:
     """Everything about one checkpoint that is not in the file itself.
 
     Attributes:
-        name: what to call it: the published file's name without folder and `.npz`.
+        name: the published file's name without folder and `.npz`.
         file: its path below `BASE_URL`, or in `data/` for the bundled model.
         architecture: depth and width, `R50x1` for a ResNet-50 of width 1.
         num_classes: outputs of its head; None where only the file tells.
         labels: the class list its outputs index: `glyph1k`, `ilsvrc2012`, `imagenet21k`, or None.
         activation: what turns its logits into probabilities: `softmax` or `sigmoid`.
         resolution: height and width in pixels at test time.
-        short_side: where set, images are first resized to this short side, then centre-cropped to
-            `resolution`; where None, they are resized straight to it, whatever their shape.
+        short_side: images are first resized to this short side, then centre-cropped to `resolution`; None:
+            they are resized straight to it, whatever their shape.
         antialias: whether shrinking averages over the pixels it drops. The published pipelines do not.
         top1: published ImageNet top-1 in percent, as printed; None where none was.
         trained_on: the data the weights have seen.
-        input_range: what the weights expect, [-1, 1] for all of them; of a hub handle, what that
-            module took.
+        input_range: what the weights expect, [-1, 1] for all; of a hub handle, what that module took.
         output: `logits`, or `features` for a hub handle of a feature extractor.
         handle: the hub handle that this card was asked for by, if it was.
         licence: of the weights, as an SPDX identifier.
@@ -140,34 +139,53 @@ class Card:
     @property
     def parameters(self) -> int | None:
         """Weights, the head's among them; None where only the file tells."""
-        shapes = self._shapes()
-        return sum(map(math.prod, shapes.values())) if shapes else None
+        if self.num_classes is None:
+            return None
+        shapes = layout(Architecture(*units_and_width(self.architecture), self.num_classes))
+        return sum(map(math.prod, shapes.values()))
 
     @property
     def size(self) -> int | None:
-        """Bytes of the published file, computed from its arrays; None where only the file tells."""
+        """Bytes of the bundled file, else of the arrays in float32; None where only the file tells."""
         if self.name == BUNDLED:
             return bundled(self.file).stat().st_size
-        shapes = self._shapes()
-        return npz_size(shapes, zip64_headers=self.file.startswith("distill/")) if shapes else None
+        return 4 * self.parameters if self.parameters else None
 
     @property
     def handles(self) -> dict[str, str]:
         """The hub handles of this checkpoint: by output, `logits` and `features`, one of each at most."""
-        found: dict[str, str] = {}
-        for handle in hub.every():
-            module = hub.module(handle)
-            if module.checkpoint == self.name:
-                found.setdefault(module.output, handle)
-        return found
-
-    def _shapes(self) -> dict | None:
-        if self.num_classes is None:
-            return None
-        return layout(Architecture(*units_and_width(self.architecture), self.num_classes))
+        return {output: handle for handle, (name, output, _) in _hub().items() if name == self.name}
 
     def _repr_markdown_(self) -> str:
         return Table([self])._repr_markdown_()
+
+
+class Table(list):
+    """Cards, shown as a table: as Markdown on a page, as lines in a terminal."""
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        def cells(card: Card) -> tuple[str, ...]:
+            million = f"{card.parameters / 1e6:,.1f} M" if card.parameters else "as in the file"
+            size = f"{card.size / 1e6:,.0f} MB" if card.size else "as in the file"
+            pixels = f"{card.short_side} → {card.resolution}" if card.short_side else str(card.resolution)
+            classes = "per task" if card.num_classes is None else f"{card.num_classes:,}"
+            return card.name, card.trained_on, classes, pixels, card.top1 or "", million, size
+
+        header = ("name", "trained on", "classes", "pixels", "top-1 %", "parameters", "file")
+        return [header, *map(cells, self)]
+
+    def _repr_markdown_(self) -> str:
+        header, *rows = self._cells()
+        lines = [header, ("---",) * len(header), *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def __str__(self) -> str:
+        columns = []
+        for column in zip(*self._cells(), strict=True):
+            columns.append([cell.ljust(max(map(len, column))) for cell in column])
+        return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)
@@ -237,6 +255,43 @@ def _cards() -> dict[str, Card]:
     return {card.name: card for card in _published()}
 
 
+@functools.cache
+def _hub() -> dict[str, tuple[str, str, tuple[int, int]]]:
+    """Every handle of TensorFlow Hub -> the checkpoint, what came out, and the range of what went in."""
+    found: dict[str, tuple[str, str, tuple[int, int]]] = {}
+    for family, network in itertools.product("SM", ("R50x1", "R50x3", "R101x1", "R101x3", "R152x4")):
+        name, handle = f"BiT-{family}-{network}", f"google/bit/{family}-{network}".lower()
+        tuned = name + ("-ILSVRC2012" if family == "M" else "")
+        found[f"{handle}/1"] = name, "features", (0, 1)
+        found[f"{handle}/ilsvrc2012_classification/1"] = tuned, "logits", (0, 1)
+        if family == "M":
+            found[f"{handle}/imagenet21k_classification/1"] = name, "logits", (0, 1)
+    for name in ("R152x2_T_224", "R152x2_T_384", "R50x1_224", "R50x1_160"):
+        size, network = name[-3:], name.partition("_")[0].removeprefix("R")
+        handle = f"sayakpaul/{'bit' if '_T_' in name else 'distill_bit'}_{{}}{network}"
+        found[f"{handle.format('resnet')}_{size}_classification/1"] = name, "logits", (-1, 1)
+        found[f"{handle.format('r')}_{size}_feature_extraction/1"] = name, "features", (-1, 1)
+    return found
+
+
+@functools.cache
+def _elsewhere() -> dict[str, str]:
+    """Names of the same weights in timm, of today and of before 0.9, and in transformers -> checkpoints."""
+    found = {
+        "google/bit-50": "BiT-M-R50x1-ILSVRC2012",
+        "resnetv2_50x1_bit.goog_distilled_in1k": "R50x1_224",
+        "resnetv2_50x1_bit_distilled": "R50x1_224",
+    }
+    for architecture in ARCHITECTURES:
+        timm = f"resnetv2_{architecture[1:]}_bit"
+        found[f"{timm}.goog_in21k"] = found[f"{timm}m_in21k"] = f"BiT-M-{architecture}"
+        found[f"{timm}.goog_in21k_ft_in1k"] = found[f"{timm}m"] = f"BiT-M-{architecture}-ILSVRC2012"
+    for size, end in ((224, ""), (384, "_384")):
+        for name in (f"bit.goog_teacher_in21k_ft_in1k{end}", f"bit_teacher{end}"):
+            found[f"resnetv2_152x2_{name}"] = f"R152x2_T_{size}"
+    return found
+
+
 def names() -> list[str]:
     """Every name of a checkpoint that `card` and `bitlib.load` understand, the bundled model first."""
     return list(_cards())
@@ -252,16 +307,16 @@ def handles(collection: str | None = None) -> list[str]:
     Raises:
         ValueError: there is no such collection.
     """
-    found = list(hub.every()) if collection is None else hub.members(collection)
-    if found is None:
-        known = ", ".join(hub.COLLECTIONS)
-        raise ValueError(f"collection: expected one of {known}, received {collection!r}")
-    return found
+    if collection is None:
+        return list(_hub())
+    if not is_collection(collection):
+        raise ValueError(f"collection: expected one of {', '.join(COLLECTIONS)}, received {collection!r}")
+    return [handle for handle in _hub() if handle.startswith(COLLECTIONS[_unversioned(collection)])]
 
 
 def is_collection(name: str) -> bool:
     """Whether a name is that of a collection of the hub."""
-    return hub.members(name) is not None
+    return _unversioned(name) in COLLECTIONS
 
 
 @functools.cache
@@ -274,13 +329,12 @@ def _spellings() -> dict[str, str]:
 def _nearest(bare: str) -> list[str]:
     """The names that a misspelt one may have meant."""
     if "/" in bare:
-        handle = f"{hub.unversioned(bare)}/1"
-        near = difflib.get_close_matches(handle, [*hub.every(), *hub.COLLECTIONS], 5, 0.6)
+        near = difflib.get_close_matches(f"{_unversioned(bare)}/1", [*_hub(), *COLLECTIONS], 5, 0.6)
         if near:
             return near
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
     if wanted.startswith("resnetv2_"):
-        return difflib.get_close_matches(wanted, hub.elsewhere(), 5, 0.5)
+        return difflib.get_close_matches(wanted, _elsewhere(), 5, 0.5)
     word = wanted.rpartition("-")[2]  # of a task (`flowers`), which difflib finds too short to be near
     tasks = [name for name in _spellings() if name.startswith(wanted.removesuffix(word)) and word in name]
     near = tasks[:5] if "-run" in wanted else []
@@ -309,8 +363,23 @@ def _unknown(name: object, argument: str) -> ValueError:
 
 
 def _bare(name: str | os.PathLike) -> str:
-    """As `handles.bare`, and without the published address."""
-    return hub.bare(_PUBLISHED.sub("", str(name).strip()))
+    """A name or handle in lower case, without scheme, host and query; one of Kaggle as the hub had it."""
+    path = _HOSTS.sub("", str(name).strip()).lower().partition("?")[0].strip("/")
+    path = re.sub(r"^(hf[-_]hub:)?timm/", "", path)
+    # Kaggle: owner/model/framework/variation, a hyphen for each underscore and slash of the handle.
+    path = re.sub(r"/(frameworks|variations|versions)(?=/)", "", path)
+    kaggle = re.fullmatch(r"(google/bit|(?:sp)?sayakpaul/[\w-]+)/tensorflow2/([\w-]+)(/\d+)?", path)
+    if not kaggle:
+        return path
+    owner, variation, version = kaggle.groups(default="")
+    if owner == "google/bit":
+        model, *kind = re.split(r"-(?=ilsvrc2012-|imagenet21k-)", variation)
+        return "/".join([owner, model, *(part.replace("-", "_") for part in kind)]) + version
+    return f"sayakpaul/{variation.replace('-', '_')}{version}"
+
+
+def _unversioned(name: str) -> str:
+    return re.sub(r"/\d+$", "", _bare(name))
 
 
 def card(name: str | os.PathLike) -> Card:
@@ -333,16 +402,17 @@ def card(name: str | os.PathLike) -> Card:
 def _find(name: str | os.PathLike) -> Card | None:
     if not isinstance(name, (str, os.PathLike)):
         return None
-    if found := hub.find(str(name)):
-        handle, known = found
-        module = hub.module(known)
-        known_card = _cards()[module.checkpoint]
-        return replace(known_card, handle=handle, output=module.output, input_range=module.input_range)
     bare = _bare(name)
+    # Any version is taken for the only one; the distilled models have two spellings.
+    handle = f"{_unversioned(bare)}/1"
+    known = re.sub(r"(?<=distill_bit_)r50x1(_\d+_classification)", r"resnet50x1\1", handle)
+    if known in _hub():
+        checkpoint, output, input_range = _hub()[known]
+        return replace(_cards()[checkpoint], handle=handle, output=output, input_range=input_range)
     if "://" in bare:
         return None
-    if bare in hub.elsewhere():
-        return _cards()[hub.elsewhere()[bare]]
+    if bare in _elsewhere():
+        return _cards()[_elsewhere()[bare]]
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
     called = _spellings().get(wanted)
     # The paper's name is the end of a handle too: behind a misspelt owner, which was meant is not clear.
@@ -367,7 +437,7 @@ def path_of(source: str | os.PathLike) -> Path | None:
     if called:  # behind any folder but its published one, a model's name is that of a file of one's own
         bare = _bare(text)
         published = not text.startswith("/") and bare.removesuffix(".npz") == called.file[:-4].lower()
-        if "/" not in text or called.handle or bare in hub.elsewhere() or published:
+        if "/" not in text or called.handle or bare in _elsewhere() or published:
             return None
     for suffixes, reason in FOREIGN.items():
         if Path(text).suffix.lower() in suffixes.split():

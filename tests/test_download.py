@@ -19,7 +19,7 @@ import pytest
 import requests
 
 import bitlib
-from bitlib import checkpoint, digests, fetching, labels, zoo
+from bitlib import checkpoint, fetching, labels, writing, zoo
 
 FILE = "distill/R50x1_224.npz"
 LIST = "ilsvrc2012_wordnet_lemmas.txt"
@@ -419,7 +419,7 @@ class TestDisk:
         def read_only(path):
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr(digests, "write_note", lambda *arguments: read_only(cache))
+        monkeypatch.setattr(writing, "write_note", lambda *arguments: read_only(cache))
         assert checkpoint.fetch("R50x1_224").read_bytes() == content
 
 

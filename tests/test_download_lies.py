@@ -18,7 +18,7 @@ import zipfile
 import pytest
 import requests
 
-from bitlib import checkpoint, digests, fetching, labels, settings, zoo
+from bitlib import checkpoint, fetching, labels, writing, zoo
 from tests.test_download import FILE, LIST, a_list, an_archive, refused
 from tests.test_download import cache as cache
 from tests.test_download import content as content
@@ -532,16 +532,16 @@ class TestNotes:
     )
     def test_a_damaged_note_is_no_hash(self, server, content, cache, note):
         path = checkpoint.fetch("R50x1_224")
-        digests.note_of(path).write_bytes(note)
+        writing.note_of(path).write_bytes(note)
         with refused(r"R50x1_224\.npz\.sha256: expected the SHA-256 .* delete it to trust the file as it is"):
             checkpoint.fetch("R50x1_224")
-        digests.note_of(path).unlink()
+        writing.note_of(path).unlink()
         assert checkpoint.fetch("R50x1_224") == path
 
     def test_a_note_by_another_program(self, server, content):
         path = checkpoint.fetch("R50x1_224")
         digest = hashlib.sha256(content).hexdigest().upper()
-        digests.note_of(path).write_text(f"{digest} *R50x1_224.npz\r\n")
+        writing.note_of(path).write_text(f"{digest} *R50x1_224.npz\r\n")
         assert checkpoint.fetch("R50x1_224") == path
 
 
@@ -558,7 +558,7 @@ class TestSettings:
     def test_timeouts_that_are(self, monkeypatch):
         for value, seconds in (("", 20), ("0.5", 0.5), (" 3 ", 3), ("3600", 3600)):
             monkeypatch.setenv("BITLIB_TIMEOUT", value)
-            assert settings.timeout() == seconds
+            assert fetching.timeout() == seconds
 
     @pytest.mark.parametrize(
         "value",
@@ -574,7 +574,7 @@ class TestSettings:
     def test_mirrors_that_are(self, monkeypatch, tmp_path):
         for value in ("https://example.org/a", "http://localhost:80", str(tmp_path), "folder", r"C:\mirror"):
             monkeypatch.setenv("BITLIB_MIRROR", value)
-            assert str(settings.mirror()) == value
+            assert str(fetching.mirror()) == value
 
     @pytest.mark.parametrize("value", ["yes", "true", "2", "off", "no"])
     def test_offline_that_is_neither(self, monkeypatch, cache, value):
@@ -628,7 +628,7 @@ class TestNames:
         server.files["imagenet21k_wordnet_lemmas.txt"] = b"name\n" * 21843
         folder = tmp_path / "deep" / "mirror"
         try:
-            assert fetching.prefetch([name], folder) == [folder / "BiT-M-R50x1.npz"]
+            assert checkpoint.prefetch([name], folder) == [folder / "BiT-M-R50x1.npz"]
         except ValueError as error:
             assert "no published BiT is called" in str(error)  # noqa: PT017
         assert {path.name for path in tmp_path.iterdir()} <= {"deep", "cache"}

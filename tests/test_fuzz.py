@@ -15,7 +15,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bitlib import archive, checkpoint, tensors
+from bitlib import archive, checkpoint
 from bitlib.checkpoint import CheckpointError
 
 SHAPES = {
@@ -76,7 +76,7 @@ def arrays():
 
 @pytest.fixture(autouse=True)
 def small_layout(monkeypatch):
-    monkeypatch.setattr(tensors, "layout", lambda architecture: SHAPES)
+    monkeypatch.setattr(archive, "layout", lambda architecture: SHAPES)
 
 
 def npy(array):

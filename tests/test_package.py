@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
@@ -45,6 +46,18 @@ def test_unknown_attribute():
     with pytest.raises(AttributeError, match="nonsense"):
         bitlib.nonsense  # noqa: B018
     assert {"load", "export", "port", "zoo"} <= set(dir(bitlib))
+
+
+def test_old_addresses_lead_on_with_a_warning():
+    import bitlib
+
+    for old, new in bitlib._MOVED.items():
+        sys.modules.pop(f"bitlib.{old}", None)
+        vars(bitlib).pop(old, None)
+        with pytest.warns(DeprecationWarning, match=rf"bitlib\.{old} is now bitlib\.{new}"):
+            module = importlib.import_module(f"bitlib.{old}")
+        assert module is getattr(bitlib, old) is importlib.import_module(f"bitlib.{new}")
+        assert module.__spec__.name == f"bitlib.{new}"
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bitlib
-from bitlib import checkpoint, digests, finetune, hyperrule, labels, savedmodel, zoo
+from bitlib import checkpoint, finetune, hyperrule, labels, savedmodel, writing, zoo
 from bitlib.checkpoint import CheckpointError
 from tests.conftest import SMALL, random_arrays
 
@@ -30,7 +30,7 @@ class TestFind:
     def test_a_path(self, small_npz):
         source = checkpoint.find(str(small_npz))
         assert (source.card.name, source.path) == ("small", small_npz)
-        assert source.sha256 == digests.sha256(small_npz)
+        assert source.sha256 == writing.sha256(small_npz)
 
     def test_a_source_is_returned_as_it_is(self, small_npz):
         source = checkpoint.find(small_npz)
@@ -45,7 +45,7 @@ class TestFind:
         source = checkpoint.find("https://tfhub.dev/google/bit/m-r50x1/1")
         assert (source.card.input_range, source.card.output) == ((0, 1), "features")
         assert bitlib.load(source).head is None
-        assert source.verified == digests.sha256(file)
+        assert source.verified == writing.sha256(file)
 
     def test_a_port_asks_the_catalogue_once_and_hashes_a_file_once(self, tmp_path, monkeypatch):
         np.savez(tmp_path / "R50x1_224.npz", **random_arrays(SMALL))
@@ -54,7 +54,7 @@ class TestFind:
         monkeypatch.setenv("BITLIB_MIRROR", str(tmp_path))
         monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
         calls = []
-        for module, name in ((zoo, "card"), (digests, "sha256"), (zoo, "sha256")):
+        for module, name in ((zoo, "card"), (writing, "sha256"), (zoo, "sha256")):
             plain = getattr(module, name)
             monkeypatch.setattr(
                 module, name, lambda *args, plain=plain, name=name: (calls.append(name), plain(*args))[1]

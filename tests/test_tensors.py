@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import bitlib
-from bitlib import archive, checkpoint, reference, torchnames
+from bitlib import archive, checkpoint, reference
 from bitlib.checkpoint import CheckpointError
 from bitlib.layout import Architecture, layout
 from tests.conftest import SMALL
@@ -26,7 +26,7 @@ def in_torch(arrays, library):
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
         if library == "transformers" and name.endswith("head/conv2d/kernel"):
             array = array[:, :, 0, 0]
-        found[torchnames.theirs(name, library)] = np.array(array, order="C")
+        found[archive.torch_names(library)[name]] = np.array(array, order="C")
     return found
 
 
@@ -39,12 +39,10 @@ def timm(tmp_path, small_arrays):
 
 class TestNames:
     @pytest.mark.parametrize("library", ["timm", "transformers"])
-    def test_there_and_back(self, library):
+    def test_each_array_has_one_of_its_own(self, library):
         for units in ((1, 1, 1, 1), (3, 4, 23, 3)):
             names = list(layout(Architecture(units, 1, 7)))
-            there = [torchnames.theirs(name, library) for name in names]
-            assert len(set(there)) == len(names)
-            assert list(torchnames.ours(there, library).values()) == names
+            assert len({archive.torch_names(library)[name] for name in names}) == len(names)
 
     def test_as_timm_has_them(self):
         names = {
@@ -56,7 +54,7 @@ class TestNames:
             "resnet/group_norm/beta": "norm.bias",
             "resnet/head/conv2d/kernel": "head.fc.weight",
         }
-        assert {name: torchnames.theirs(name, "timm") for name in names} == names
+        assert {name: archive.torch_names("timm")[name] for name in names} == names
 
 
 class TestReading:
