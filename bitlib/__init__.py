@@ -39,6 +39,7 @@ _MODULES = (
 )
 _MOVED = {
     "digests": "writing",
+    "glyphs": "tasks",
     "handles": "zoo",
     "paths": "writing",
     "settings": "fetching",

@@ -1,7 +1,7 @@
 """Labelled sets of pictures by name, few-shot draws from them, and how they become `tf.data`.
 
-`bitlib.tasks` has pictures that installed packages carry, `bitlib.glyphs` draws characters: nothing is
-downloaded for them. A folder of pictures and TensorFlow Datasets bring whatever else there is.
+`bitlib.tasks` has those that installed packages carry: nothing is downloaded for them. A folder of pictures
+and TensorFlow Datasets bring whatever else there is.
 
 A labelled set is three things everywhere here: the pictures (a sequence of whatever
 `bitlib.images.read` takes), their labels int64 `[N]`, and the names of the classes.
@@ -20,9 +20,9 @@ from bitlib import folders, images, tasks
 from bitlib.folders import folder, table
 
 # isort: off
-from bitlib.glyphs import (  # the old address of some of these
-    GLYPH_SIZE, TRAINING_FONTS, UNSEEN_STYLES, UNSEEN_TYPEFACES, augment_glyphs, font_characters, font_path,
-    glyph_classes, glyph_masks, glyph_pictures, glyphs_by_class, render_glyph,
+from bitlib.tasks import (  # the old address of some of these
+    GLYPH_SIZE, TRAINING_FONTS, UNSEEN_STYLES, UNSEEN_TYPEFACES, font_characters, font_path, glyph_classes,
+    glyph_masks, glyph_pictures, glyphs_by_class, render_glyph,
 )  # fmt: skip
 
 # isort: on
@@ -30,7 +30,7 @@ from bitlib.inputs import check_whole
 from bitlib.tfdatasets import builder_of, stream, tfds
 
 __all__ = [
-    "GLYPH_SIZE", "TRAINING_FONTS", "UNSEEN_STYLES", "UNSEEN_TYPEFACES", "augment_glyphs", "digits",
+    "GLYPH_SIZE", "TRAINING_FONTS", "UNSEEN_STYLES", "UNSEEN_TYPEFACES", "digits",
     "digits_by_class", "draw", "folder", "font_characters", "font_path", "glyph_classes", "glyph_masks",
     "glyph_pictures", "glyphs_by_class", "labelled", "photographs", "pipeline", "render_glyph",
     "splits", "stream", "table", "tfds",

@@ -1,9 +1,9 @@
-"""A small VTAB: tasks made of what installed packages carry, so that none has to be downloaded.
+"""Pictures made of what installed packages carry, so that none has to be downloaded: glyphs, a small VTAB.
 
-As VTAB does (arXiv 1910.04867), it has natural tasks (what is in the picture), specialised ones (pictures
+Glyphs are characters, drawn from the fonts that every matplotlib has; BiT-XS was trained on them. As VTAB
+(arXiv 1910.04867), the small one has natural tasks (what is in the picture), specialised ones (pictures
 that few people look at) and structured ones (how many, at which angle): the further from what a model was
-trained on, the more fine-tuning gains over a linear probe. Structured pictures are made of real scans by
-seeded code: the same on every machine.
+trained on, the more fine-tuning gains over a linear probe. All are the same on every machine.
 
 Every task is a function that returns pictures uint8 `[N, H, W]` or `[N, H, W, 3]`, their labels int64 `[N]`
 and the names of the classes. `TASKS` has them by name, for `bitlib.datasets.labelled`.
@@ -13,14 +13,128 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bitlib.glyphs import GLYPH_SIZE, glyph_classes, glyph_pictures
+from bitlib.labels import names
 
 Task = tuple[np.ndarray, np.ndarray, list[str]]
+
+GLYPH_SIZE = 64
+"""Height and width of a rendered glyph, in pixels."""
+
+TRAINING_FONTS = (
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
+    "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold",
+    "DejaVuSerif-BoldItalic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta",
+)  # fmt: skip
+"""The fonts that BiT-XS was trained on."""
+
+UNSEEN_STYLES = ("DejaVuSansMono-BoldOblique", "DejaVuSerif-Italic", "STIXGeneralItalic")
+"""Fonts kept back from training: new styles of typefaces that it did see."""
+
+UNSEEN_TYPEFACES = ("cmr10", "cmb10", "cmss10", "cmtt10")
+"""Fonts kept back from training: Computer Modern, of which it saw no style at all (52 letters)."""
+
+
+def font_path(font: str) -> str:
+    """The file of a font that matplotlib ships, by its bare file name (`DejaVuSans`)."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
+    if not path.is_file():
+        raise ValueError(f"font: {font!r} is not one of the fonts matplotlib ships")
+    return str(path)
+
+
+@functools.cache
+def font_characters(font: str) -> frozenset[str]:
+    """The characters a font has a glyph for. Computer Modern counts for its letters only: the
+    other codes of those files hold other glyphs than Unicode's."""
+    from matplotlib import ft2font
+
+    characters = {chr(code) for code in ft2font.FT2Font(font_path(font)).get_charmap()}
+    if font in UNSEEN_TYPEFACES:
+        characters = {c for c in characters if c.isascii() and c.isalpha()}
+    return frozenset(characters)
+
+
+@functools.cache
+def _font(font: str, points: int):
+    from PIL import ImageFont
+
+    return ImageFont.truetype(font_path(font), points, layout_engine=ImageFont.Layout.BASIC)
+
+
+def render_glyph(character: str, font: str = "DejaVuSans", size: int = GLYPH_SIZE) -> np.ndarray:
+    """Draw one character as large as fits: its ink centred, its longer side 11/16 of the image.
+
+    Args:
+        character: one Unicode character.
+        font: a font that matplotlib ships, by its bare file name.
+        size: height and width of the result, in pixels.
+
+    Returns:
+        uint8 `[size, size]`: 0 for paper, 255 for ink.
+
+    Raises:
+        ValueError: the font does not exist, has no glyph for the character, or it leaves no ink.
+    """
+    from PIL import Image
+
+    if character not in font_characters(font):
+        raise ValueError(f"character: {font} has no glyph for {character!r}")
+    mask, _ = _font(font, 4 * size).getmask2(character, mode="L")
+    ink = Image.frombytes("L", mask.size, bytes(mask))
+    box = ink.getbbox()
+    if box is None:
+        raise ValueError(f"character: {character!r} leaves no ink in {font}")
+    ink = ink.crop(box)
+    scale = 11 / 16 * size / max(ink.size)
+    ink = ink.resize([max(1, round(side * scale)) for side in ink.size], Image.Resampling.BOX)
+    image = Image.new("L", (size, size))
+    image.paste(ink, ((size - ink.width) // 2, (size - ink.height) // 2))
+    return np.asarray(image)
+
+
+def glyph_masks(characters: Sequence[str], fonts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Draw every character in every font that has it.
+
+    Returns:
+        masks uint8 `[M, 64, 64]` and labels int64 `[M]` that index `characters`, ordered by label.
+    """
+    drawn = [
+        (render_glyph(character, font), label)
+        for label, character in enumerate(characters)
+        for font in fonts
+        if character in font_characters(font)
+    ]
+    masks, labels = zip(*drawn, strict=True)
+    return np.stack(masks), np.array(labels)
+
+
+def glyph_pictures(characters: Sequence[str], fonts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """As `glyph_masks`, but black on white, as print is.
+
+    Returns:
+        pictures uint8 `[M, 64, 64]` (0 for ink) and labels int64 `[M]` that index `characters`.
+    """
+    masks, labels = glyph_masks(characters, fonts)
+    return 255 - masks, labels
+
+
+def glyph_classes() -> list[str]:
+    """The 1000 characters of Glyph-1k, in the order of BiT-XS's outputs."""
+    return [unicodedata.lookup(name) for name in names("glyph1k")]
+
+
+def glyphs_by_class() -> tuple[list[np.ndarray], np.ndarray, list[str]]:
+    """Glyph-1k in all fonts that have its characters, black on white, as a labelled set of 1000 classes."""
+    pictures, labels = glyph_pictures(glyph_classes(), (*TRAINING_FONTS, *UNSEEN_STYLES, *UNSEEN_TYPEFACES))
+    return list(pictures), labels, list(names("glyph1k"))
 
 
 def digits() -> Task:

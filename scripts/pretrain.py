@@ -20,6 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import paint
 import tensorflow as tf
 from PIL import Image
 from scipy import ndimage
@@ -163,7 +164,7 @@ def train(model, masks, labels, number, options):
     def train_step(number, canvas):
         seeds = tf.random.experimental.stateless_split(tf.stack([options.seed, number]), 3)
         ink, targets = drawn(all_masks, labels, BATCH[canvas], seeds)
-        pictures = datasets.augment_glyphs(ink, seeds[2], canvas)
+        pictures = paint.augment_glyphs(ink, seeds[2], canvas)
         with tf.GradientTape() as tape:
             logits = model(pictures, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)

@@ -1,7 +1,7 @@
 """The bundled model is what data/README.md says it is."""
 
+import importlib
 import importlib.metadata
-import importlib.util
 import re
 from pathlib import Path
 
@@ -28,16 +28,14 @@ def stated(row, column=1):
 
 
 @pytest.mark.slow
-def test_classes_are_those_that_the_script_chooses():
+def test_classes_are_those_that_the_script_chooses(monkeypatch):
     """The class list is a function of the fonts; a matplotlib with other fonts may choose others."""
     constraints = (ROOT / "constraints.txt").read_text()
     installed = importlib.metadata.version("matplotlib")
     if f"matplotlib=={installed}\n" not in constraints:
         pytest.skip(f"matplotlib {installed} is not the one whose fonts BiT-XS was trained on")
-    spec = importlib.util.spec_from_file_location("pretrain", ROOT / "scripts" / "pretrain.py")
-    pretrain = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pretrain)
-    assert pretrain.choose_classes() == datasets.glyph_classes()
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    assert importlib.import_module("pretrain").choose_classes() == datasets.glyph_classes()
 
 
 def test_at_most_8_mb_in_the_published_layout():

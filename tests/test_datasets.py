@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from bitlib import datasets, images
+from scripts import paint
 from tests.conftest import PEAK, needs_proc
 
 
@@ -67,7 +68,7 @@ def masks():
 
 class TestAugment:
     def test_shape_range_and_seed(self, masks):
-        first, again, other = (datasets.augment_glyphs(masks, (1, n)) for n in (2, 2, 3))
+        first, again, other = (paint.augment_glyphs(masks, (1, n)) for n in (2, 2, 3))
         assert first.shape == (14, 64, 64, 3)
         assert first.dtype == "float32"
         assert np.min(first) >= -1
@@ -77,7 +78,7 @@ class TestAugment:
 
     @pytest.mark.parametrize("size", [40, 96])
     def test_other_sizes(self, masks, size):
-        pictures = datasets.augment_glyphs(masks, (1, 2), size)
+        pictures = paint.augment_glyphs(masks, (1, 2), size)
         assert pictures.shape == (14, size, size, 3)
         assert np.std(pictures, axis=(1, 2, 3)).min() > 0.02  # a glyph is on each
 
@@ -85,7 +86,7 @@ class TestAugment:
         """A picture correlates with its own glyph more than with the others, most of the time."""
         found = total = 0
         for seed in range(6):
-            pictures = np.asarray(datasets.augment_glyphs(masks, (seed, 0))).mean(-1)
+            pictures = np.asarray(paint.augment_glyphs(masks, (seed, 0))).mean(-1)
             ink = np.asarray(masks, float)
             flat = [p.reshape(14, -1) - p.reshape(14, -1).mean(1, keepdims=True) for p in (pictures, ink)]
             flat = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in flat]

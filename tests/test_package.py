@@ -93,7 +93,8 @@ def imported(source):
             modules |= {name.name.partition(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module.partition(".")[0])
-    foreign = modules - sys.stdlib_module_names - {"bitlib", "scripts", "tests"}
+    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")}  # which may import one another
+    foreign = modules - sys.stdlib_module_names - {"bitlib", "scripts", "tests"} - scripts
     return {project_name(homes()[module][0]) for module in foreign}
 
 

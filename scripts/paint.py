@@ -1,145 +1,11 @@
-"""Glyphs: characters drawn from the fonts that every matplotlib installation carries, and painted into
-the pictures that BiT-XS was trained on. Nothing is downloaded.
-"""
+"""The paint box of `scripts/pretrain.py`: from drawn glyphs to the pictures that BiT-XS was trained on."""
 
 from __future__ import annotations
 
-import functools
-import unicodedata
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+import tensorflow as tf
+from numpy.typing import ArrayLike
 
-import numpy as np
-
-from bitlib.labels import names
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-    from numpy.typing import ArrayLike
-
-GLYPH_SIZE = 64
-"""Height and width of a rendered glyph, in pixels."""
-
-TRAINING_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-BoldItalic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralBolIta",
-)
-"""The fonts that BiT-XS was trained on."""
-
-UNSEEN_STYLES = ("DejaVuSansMono-BoldOblique", "DejaVuSerif-Italic", "STIXGeneralItalic")
-"""Fonts kept back from training: new styles of typefaces that it did see."""
-
-UNSEEN_TYPEFACES = ("cmr10", "cmb10", "cmss10", "cmtt10")
-"""Fonts kept back from training: Computer Modern, of which it saw no style at all (52 letters)."""
-
-
-def font_path(font: str) -> str:
-    """The file of a font that matplotlib ships, by its bare file name (`DejaVuSans`)."""
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
-    if not path.is_file():
-        raise ValueError(f"font: {font!r} is not one of the fonts matplotlib ships")
-    return str(path)
-
-
-@functools.cache
-def font_characters(font: str) -> frozenset[str]:
-    """The characters a font has a glyph for. Computer Modern counts for its letters only: the
-    other codes of those files hold other glyphs than Unicode's."""
-    from matplotlib import ft2font
-
-    characters = {chr(code) for code in ft2font.FT2Font(font_path(font)).get_charmap()}
-    if font in UNSEEN_TYPEFACES:
-        characters = {c for c in characters if c.isascii() and c.isalpha()}
-    return frozenset(characters)
-
-
-@functools.cache
-def _font(font: str, points: int):
-    from PIL import ImageFont
-
-    return ImageFont.truetype(font_path(font), points, layout_engine=ImageFont.Layout.BASIC)
-
-
-def render_glyph(character: str, font: str = "DejaVuSans", size: int = GLYPH_SIZE) -> np.ndarray:
-    """Draw one character as large as fits: its ink centred, its longer side 11/16 of the image.
-
-    Args:
-        character: one Unicode character.
-        font: a font that matplotlib ships, by its bare file name.
-        size: height and width of the result, in pixels.
-
-    Returns:
-        uint8 `[size, size]`: 0 for paper, 255 for ink.
-
-    Raises:
-        ValueError: the font does not exist, has no glyph for the character, or it leaves no ink.
-    """
-    from PIL import Image
-
-    if character not in font_characters(font):
-        raise ValueError(f"character: {font} has no glyph for {character!r}")
-    mask, _ = _font(font, 4 * size).getmask2(character, mode="L")
-    ink = Image.frombytes("L", mask.size, bytes(mask))
-    box = ink.getbbox()
-    if box is None:
-        raise ValueError(f"character: {character!r} leaves no ink in {font}")
-    ink = ink.crop(box)
-    scale = 11 / 16 * size / max(ink.size)
-    ink = ink.resize([max(1, round(side * scale)) for side in ink.size], Image.Resampling.BOX)
-    image = Image.new("L", (size, size))
-    image.paste(ink, ((size - ink.width) // 2, (size - ink.height) // 2))
-    return np.asarray(image)
-
-
-def glyph_masks(characters: Sequence[str], fonts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw every character in every font that has it.
-
-    Returns:
-        masks uint8 `[M, 64, 64]` and labels int64 `[M]` that index `characters`, ordered by label.
-    """
-    drawn = [
-        (render_glyph(character, font), label)
-        for label, character in enumerate(characters)
-        for font in fonts
-        if character in font_characters(font)
-    ]
-    masks, labels = zip(*drawn, strict=True)
-    return np.stack(masks), np.array(labels)
-
-
-def glyph_pictures(characters: Sequence[str], fonts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """As `glyph_masks`, but black on white, as print is.
-
-    Returns:
-        pictures uint8 `[M, 64, 64]` (0 for ink) and labels int64 `[M]` that index `characters`.
-    """
-    masks, labels = glyph_masks(characters, fonts)
-    return 255 - masks, labels
-
-
-def glyph_classes() -> list[str]:
-    """The 1000 characters of Glyph-1k, in the order of BiT-XS's outputs."""
-    return [unicodedata.lookup(name) for name in names("glyph1k")]
-
-
-def glyphs_by_class() -> tuple[list[np.ndarray], np.ndarray, list[str]]:
-    """Glyph-1k in all fonts that have its characters, black on white, as a labelled set of 1000 classes."""
-    pictures, labels = glyph_pictures(glyph_classes(), (*TRAINING_FONTS, *UNSEEN_STYLES, *UNSEEN_TYPEFACES))
-    return list(pictures), labels, list(names("glyph1k"))
+from bitlib.datasets import GLYPH_SIZE
 
 
 def augment_glyphs(masks: ArrayLike, seed: ArrayLike, size: int = GLYPH_SIZE) -> tf.Tensor:
@@ -157,8 +23,6 @@ def augment_glyphs(masks: ArrayLike, seed: ArrayLike, size: int = GLYPH_SIZE) ->
     Returns:
         float32 `[N, size, size, 3]` in [-1, 1].
     """
-    import tensorflow as tf
-
     seeds = iter(tf.unstack(tf.random.experimental.stateless_split(seed, 24)))
     count = tf.shape(masks)[0]
 
@@ -194,8 +58,6 @@ def _warp(images, least, size, uniform, normal):
 
     The longer side of a glyph becomes `least` (float32 `[N]`) to all of the picture's, all ratios alike.
     """
-    import tensorflow as tf
-
     angle, shear = uniform(-0.3, 0.3), uniform(-0.35, 0.35)
     share, aspect = tf.exp(uniform(0.0, 1.0) * tf.math.log(least)), tf.exp(uniform(-0.3, 0.3))
     zoom = share / (11 / 16)
@@ -218,8 +80,6 @@ def _warp(images, least, size, uniform, normal):
 
 def _sample(images, points):
     """Read `[N, 64, 64, 1]` at `points` `[N, H, W, 2]` (x, y in pixels), bilinearly; 0 outside."""
-    import tensorflow as tf
-
     size = GLYPH_SIZE
     padded = tf.pad(images[..., 0], ((0, 0), (1, 1), (1, 1)))
     points = tf.clip_by_value(points + 1, 0.0, size + 0.999)
@@ -236,8 +96,6 @@ def _sample(images, points):
 
 def _paint(ink, uniform, normal):
     """Ink `[N, S, S, 1]` in [0, 1] -> pictures `[N, S, S, 3]` in [-1, 1], dark on light or light on dark."""
-    import tensorflow as tf
-
     height, width = ink.shape[1:3]
     contrast = uniform(0.35, 1.0, 1, 1, 1)
     darker = uniform(0.0, 1.0, 1, 1, 1) * (1 - contrast)
