@@ -87,10 +87,7 @@ def teacher(source: Source, given: Data, seed: int = 0, steps: int = 150) -> BiT
 def student(num_classes: int, width: int = 16, seed: int = 0) -> keras.Sequential:
     """Six 3×3 convolutions with batch normalisation, and a dense layer: images -> logits.
 
-    Args:
-        num_classes: of the teacher.
-        width: channels of the first pair of convolutions; the next have 2 and 4 times as many.
-        seed: of the weights.
+    `width` is the channels of the first pair of convolutions; the next have 2 and 4 times as many.
     """
     keras.utils.set_random_seed(seed)
     layers = keras.layers
@@ -142,11 +139,10 @@ def matched(
     resize: int | None = None,
     width: int = 16,
 ) -> float:
-    """The accuracy of a student that was matched with the teacher.
+    """The accuracy of a student that was matched with the teacher, without labels.
 
     Args:
-        given: what `data` gives; no label is used but those of the test.
-        teacher: of `given`.
+        given, teacher: of `data` and `teacher`.
         steps: of the optimizer.
         seed: of the student's weights, of batches, crops and MixUp.
         views: what the two see of a picture: `the same` crop; `independent` crops; or the student crops
@@ -176,12 +172,7 @@ def from_labels(
     resize: int | None = None,
     width: int = 16,
 ) -> float:
-    """The accuracy of the same student, trained on the labelled pictures: same crops, MixUp, optimizer.
-
-    Args:
-        teacher: not used.
-        given, steps, seed, resize, width: as of `matched`.
-    """
+    """As `matched`, of the same student trained on the labelled pictures: same crops, MixUp, optimizer."""
     small = student(len(given.class_names), width, seed)
     resize = resize or given.images.shape[1]
     rule = distill.plan(given.crop, steps, resize, learning_rate=LEARNING_RATE, random_flip=False)

@@ -91,6 +91,15 @@ def _rows_named(ax, names) -> None:
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
+def _percent(axis, decimals: int | None = 0) -> None:
+    axis.set_major_formatter(PercentFormatter(1, decimals))
+
+
+def _pairs(names, values, spoken=lambda value: f"{value:.0%}") -> list[str]:
+    """A sentence part for each name and value."""
+    return [f"{name} {spoken(value)}" for name, value in zip(names, values, strict=True)]
+
+
 def _legend_above(fig, ax, columns: int) -> None:
     entries = ax.get_legend_handles_labels()
     fig.legend(*entries, loc="outside upper center", ncols=columns, frameon=False)
@@ -103,10 +112,7 @@ def _keys(table: Mapping[str, Mapping]) -> list[str]:
 
 def _listed(table: Mapping[str, Mapping], spoken) -> list[str]:
     """A sentence part for each row of a table; `spoken` says a value of it."""
-    return [
-        f"{name}: " + ", ".join(f"{key} {spoken(value)}" for key, value in row.items())
-        for name, row in table.items()
-    ]
+    return [f"{name}: " + ", ".join(_pairs(row, row.values(), spoken)) for name, row in table.items()]
 
 
 def _picture(ax, image, title: str = "", size: float = 9):
@@ -170,17 +176,13 @@ def anatomy(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> Figure:
     return fig.described(
         f"Diagram of the network at {resolution} by {resolution} pixels, from the root through four blocks "
         "to the head; beside it, bars of the millions of parameters in each:",
-        [f"{stage} {total / 1e6:.2g}" for stage, total in zip(STAGES, start, strict=True)],
+        _pairs(STAGES, start, lambda total: f"{total / 1e6:.2g}"),
         ", ",
     )
 
 
 def kernels(kernel) -> Figure:
-    """The filters of a root convolution as small colour pictures, each scaled to its own range.
-
-    Args:
-        kernel: float `[7, 7, 3, filters]`.
-    """
+    """The filters `[7, 7, 3, filters]` of a root as small colour pictures, each scaled to its own range."""
     kernel = np.asarray(kernel)[..., :64]
     columns = 16
     rows = -(-kernel.shape[-1] // columns)
@@ -194,11 +196,7 @@ def kernels(kernel) -> Figure:
 
 
 def standardization(kernel, standardized) -> Figure:
-    """What weight standardisation does: mean and standard deviation of every filter, before and after.
-
-    Args:
-        kernel, standardized: float `[height, width, channels_in, filters]`.
-    """
+    """Mean and standard deviation of every filter `[height, width, in, filters]`, before and after."""
     fig, axes = _figure(1, 2, (8, 2.8))
     for ax, values, title in zip(axes, (kernel, standardized), ("as stored", "standardised"), strict=True):
         values = np.asarray(values).reshape(-1, np.shape(values)[-1])
@@ -216,11 +214,7 @@ def standardization(kernel, standardized) -> Figure:
 
 
 def group_norm(before, after, groups: int = 32) -> Figure:
-    """What GroupNorm and ReLU do to one feature map: the spread of each group's values.
-
-    Args:
-        before, after: float `[H, W, C]`, input and output.
-    """
+    """What GroupNorm and ReLU do to a feature map `[H, W, C]`: the spread of each group's values."""
     fig, axes = _figure(1, 2, (8, 2.8))
     for ax, values, title in zip(axes, (before, after), ("going in", "coming out"), strict=True):
         values = np.asarray(values)
@@ -239,11 +233,7 @@ def group_norm(before, after, groups: int = 32) -> Figure:
 
 
 def agreement(values, reference, label: str = "logit") -> Figure:
-    """A port's outputs against the reference's, and the differences.
-
-    Args:
-        values, reference: float `[N, classes]`.
-    """
+    """A port's outputs `[N, classes]` against the reference's, and the differences."""
     values, reference = np.ravel(values), np.ravel(reference)
     fig, (left, right) = _figure(1, 2, (8, 2.9))
     left.plot(reference, values, ".", ms=3, color=BLUE)
@@ -268,7 +258,7 @@ def predictions(
     """Pictures with their likeliest classes as bars, four to a row.
 
     Args:
-        pictures: images, uint8 or float in [-1, 1].
+        pictures: images, uint8 or float in [-1, 1], as everywhere here.
         top: for each, pairs of class name and probability, best first.
         titles: for each, what to write above it.
     """
@@ -337,8 +327,7 @@ def near_misses(
     Args:
         pictures: one picture each, uint8 `[H, W]`.
         rows: for each, pairs of class name and share of the pictures, most frequent first.
-        drawn: for each, a picture `[H, W]` of the class it is most often taken for, if there are any;
-            shown to the right of the picture.
+        drawn: for each, a picture of the class it is most often taken for, shown beside it.
     """
     columns = -(-len(pictures) // 2)
     fig, axes = _grid(4, columns, (min(2.1 * columns, WIDTH), 5.0), height_ratios=(1, 1.3) * 2)
@@ -356,15 +345,7 @@ def near_misses(
 
 
 def mistakes(pictures: Sequence, titles: Sequence[str], scores: Sequence[float], score_name: str) -> Figure:
-    """One picture as the network sees it under several treatments, with what each costs below.
-
-    Args:
-        pictures: the same picture under each treatment, float; shown as the network reads it, from
-            black at -1 to white at 1.
-        titles: the treatments.
-        scores: share in [0, 1] for each.
-        score_name: what the share is of.
-    """
+    """One picture as the network sees it under several treatments, each with its score in [0, 1]."""
     size = (min(1.75 * len(pictures), WIDTH), 2.7)
     fig, axes = _figure(2, len(pictures), size, height_ratios=(2, 1), squeeze=False)
     for column, (picture, title, score) in enumerate(zip(pictures, titles, scores, strict=True)):
@@ -375,9 +356,8 @@ def mistakes(pictures: Sequence, titles: Sequence[str], scores: Sequence[float],
         ax.set(xlim=(0, 1), ylim=(-0.8, 0.8), xticks=[0, 1], yticks=[])
         ax.spines[["top", "right", "left"]].set_visible(False)
     axes[1, 0].set_xlabel(score_name)
-    measured = [f"{title} {score:.0%}" for title, score in zip(titles, scores, strict=True)]
     text = f"One picture under {len(titles)} treatments, and bars of the share with the {score_name}:"
-    return fig.described(text, measured, ", ")
+    return fig.described(text, _pairs(titles, scores), ", ")
 
 
 def curve(
@@ -397,11 +377,11 @@ def curve(
 
 
 def neighbours(queries: Sequence, found: Sequence[Sequence], titles: Sequence[Sequence[str]]) -> Figure:
-    """Each row a picture, and the pictures most like it.
+    """Each row a picture, and the pictures most like it, most similar first.
 
     Args:
-        queries: the pictures looked for, uint8 or float in [-1, 1].
-        found: for each, the pictures found, most similar first.
+        queries: the pictures looked for.
+        found: for each, the pictures found.
         titles: for each row, what to write above the query and above each picture found.
     """
     columns = 1 + max(len(row) for row in found)
@@ -443,7 +423,7 @@ def few_shot_curves(
     title: str = "Learning from few examples",
     x_name: str = "examples of each class",
 ) -> Figure:
-    """Accuracy against the number of examples of each class; the mean, and the spread over draws.
+    """Accuracy against the number of examples of each class: the mean, and the spread over draws.
 
     Args:
         shots: examples of each class; or other numbers, if `title` and `x_name` say which.
@@ -457,21 +437,20 @@ def few_shot_curves(
     ax.set_xscale("log")
     ax.set_xticks(shots, [str(n) for n in shots])
     ax.minorticks_off()
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _percent(ax.yaxis)
     ax.legend(frameon=False, loc="lower right")
     _plain(ax, title, x_name, "accuracy on unseen pictures")
-    last = [f"{name} {np.mean(values[-1]):.0%}" for name, values in scores.items()]
+    last = _pairs(scores, (np.mean(values[-1]) for values in scores.values()))
     text = f"Accuracy against {x_name}, mean and range over draws; at {shots[-1]}:"
     return fig.described(text, last, ", ")
 
 
 def feature_maps(picture, stages: Mapping[str, np.ndarray], count: int = 6) -> Figure:
-    """What the stages of a network make of a picture: their strongest channels as grey maps.
+    """The channels of each stage that vary most over a picture, `count` of them, as grey maps.
 
     Args:
-        picture: the input, uint8 or float in [-1, 1].
+        picture: the input.
         stages: by name, one picture's maps, float `[H, W, C]`.
-        count: channels shown of each stage; those that vary most over the picture.
     """
     rows = len(stages) + 1
     fig, axes = _grid(rows, count + 1, (1.15 * (count + 1), 1.25 * rows))
@@ -499,18 +478,13 @@ def bars(
     for place, value in enumerate(values):
         ax.text(place, value, f"{value:.0%}", ha="center", va="bottom", fontsize=8)
     ax.set_ylim(0, 1.1)
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _percent(ax.yaxis)
     _plain(ax, title, x_name, y_name)
-    shares = [f"{name} {value:.0%}" for name, value in zip(names, values, strict=True)]
-    return fig.described(f"{title}, bars of the {y_name} by {x_name}:", shares, ", ")
+    return fig.described(f"{title}, bars of the {y_name} by {x_name}:", _pairs(names, values), ", ")
 
 
 def rates(plans: Mapping[str, Mapping[str, Plan]]) -> Figure:
-    """Learning rates against steps: a panel for each title, a line for each variant in it.
-
-    Args:
-        plans: by title of the panel, then by name of the line.
-    """
+    """Learning rates against steps: a panel for each title, a line for each named plan in it."""
     fig, axes = _figure(1, len(plans), (min(3.1 * len(plans), WIDTH), 2.9), squeeze=False, sharey=True)
     falls = []
     for ax, (title, variants) in zip(axes.flat, plans.items(), strict=True):
@@ -528,7 +502,7 @@ def rates(plans: Mapping[str, Mapping[str, Plan]]) -> Figure:
 
 
 def gallery(pictures: Sequence, titles: Sequence[str], columns: int = 8) -> Figure:
-    """Pictures side by side, each with a line or two above it; uint8 or float in [-1, 1]."""
+    """Pictures side by side, each with a line or two above it."""
     columns = min(columns, max(1, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
     lines = max([title.count("\n") + 1 for title in titles], default=1)
@@ -561,7 +535,7 @@ def learning_curves(
             ax.axvline(boundary, color=GREY, lw=0.8, ls=":")
     left.set_yscale("log")
     left.legend(frameon=False, fontsize=8)
-    right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _percent(right.yaxis)
     _plain(left, "Loss while training", "step", f"{loss} (nats)")
     _plain(right, "Accuracy on pictures set aside", "step", "accuracy")
     text = "Loss while training and accuracy on pictures set aside, against steps; accuracy at the end:"
@@ -569,22 +543,18 @@ def learning_curves(
 
 
 def scores(values: Mapping[str, Sequence[float]], title: str, x_name: str = "accuracy") -> Figure:
-    """Shares in [0, 1], several for each name: a point each, their mean as a line and a number.
-
-    Args:
-        values: by name, one value for each repetition.
-    """
+    """Shares in [0, 1], several for each name: a point each, their mean as a line and a number."""
     fig, ax = _figure(size=(6.5, 0.7 + 0.5 * len(values)))
     for row, found in enumerate(values.values()):
         ax.plot(found, [row] * len(found), "o", color=BLUE if row == 0 else ORANGE, alpha=0.5, ms=6)
         ax.plot([np.mean(found)] * 2, [row - 0.3, row + 0.3], color="black")
         ax.text(1.02, row, f"{np.mean(found):.1%}", va="center", transform=ax.get_yaxis_transform())
     _rows_named(ax, values)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    _percent(ax.xaxis, None)
     ax.locator_params(axis="x", nbins=6)
     ax.grid(axis="x", color=GREY, alpha=0.3)
     _plain(ax, title, x_name)
-    means = [f"{name} {np.mean(found):.1%}" for name, found in values.items()]
+    means = _pairs(values, map(np.mean, values.values()), lambda mean: f"{mean:.1%}")
     return fig.described(f"{title}: a dot for each repetition and the mean:", means, ", ")
 
 
@@ -615,7 +585,7 @@ def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str)
             ax.text(1.01, y, f"{mean:.1%}", va="center", fontsize=7, **beside)
     _rows_named(ax, values)
     ax.set_xlim(max(0, low - 0.02), 1.005)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _percent(ax.xaxis)
     ax.grid(axis="x", color=GREY, alpha=0.3)
     _legend_above(fig, ax, min(len(methods), 4))
     _plain(ax, title, "accuracy")
@@ -626,7 +596,7 @@ def saliency(pictures: Sequence, gradients: Sequence, titles: Sequence[str]) -> 
     """Pictures, and below each how much every pixel would move an output: the size of its gradient.
 
     Args:
-        pictures: images, uint8 or float in [-1, 1].
+        pictures: images.
         gradients: for each, the derivatives of one output by its values, float `[H, W, 3]`.
         titles: for each, the class whose output it is.
     """
@@ -643,11 +613,7 @@ def saliency(pictures: Sequence, gradients: Sequence, titles: Sequence[str]) -> 
 
 
 def durations(values: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Times as bars on a logarithmic scale: a row for what was timed, in it a bar for each way.
-
-    Args:
-        values: by row, then by way: seconds.
-    """
+    """Seconds, by row and in it by way, as bars on a logarithmic scale."""
     ways = _keys(values)
     fig, ax = _figure(size=(WIDTH, 1.3 + 0.3 * len(ways) * len(values)))
     for number, (way, (colour, _)) in enumerate(zip(ways, cycle(POINTS))):
@@ -657,8 +623,7 @@ def durations(values: Mapping[str, Mapping[str, float]], title: str) -> Figure:
         for place, milliseconds in zip(places, seconds, strict=True):
             if np.isfinite(milliseconds):
                 ax.text(1.05 * milliseconds, place, _spoken(milliseconds / 1000), va="center", fontsize=8)
-    ax.set_yticks(range(len(values)), list(values))
-    ax.invert_yaxis()
+    _rows_named(ax, values)
     ax.set_xscale("log")
     ax.set_xlim(None, 3 * ax.get_xlim()[1])
     _legend_above(fig, ax, len(ways))
@@ -671,11 +636,7 @@ def _spoken(seconds: float) -> str:
 
 
 def measures(panels: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Bars of several quantities for the same names: a panel for each quantity, a row for each name.
-
-    Args:
-        panels: by quantity, with its unit, then by name: a number above 0.
-    """
+    """Bars of several quantities, named with their unit: a panel for each, a row for each name."""
     names = _keys(panels)
     size = (WIDTH, 1.1 + 0.32 * len(names))
     fig, axes = _figure(1, len(panels), size, squeeze=False, sharey=True)
@@ -687,7 +648,6 @@ def measures(panels: Mapping[str, Mapping[str, float]], title: str) -> Figure:
         ax.set_xlim(0, 1.3 * max(values.values()))
         ax.locator_params(axis="x", nbins=4)
         _plain(ax, x=quantity)
-    axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
+    _rows_named(axes[0, 0], names)
     fig.suptitle(title)
     return fig.described(f"{title}, bars.", _listed(panels, lambda value: f"{value:.3g}"))

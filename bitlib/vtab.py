@@ -1,8 +1,7 @@
 """One rule on every task of the small VTAB, beside a linear probe and the same network from scratch.
 
 As VTAB-1k has it (arXiv 1910.04867): up to 1000 examples to learn from, the same settings for every task.
-`bitlib.tasks` has the tasks.
-`scripts/vtab.py` computes every task by every method and stores what comes out in `data/small_vtab.csv`.
+`bitlib.tasks` has the tasks; `scripts/vtab.py` computes each by every method into `data/small_vtab.csv`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import keras
 import numpy as np
@@ -154,12 +153,8 @@ def stored(path: str | os.PathLike | None = None) -> list[Result]:
     return read_rows(path or bundled("small_vtab.csv"), Result)
 
 
-Row = TypeVar("Row", bound=tuple)
-"""A `NamedTuple` of texts and numbers whose last two are `accuracy` and `date`."""
-
-
-def read_rows(path: str | os.PathLike, kind: type[Row]) -> list[Row]:
-    """The rows of a CSV file."""
+def read_rows(path: str | os.PathLike, kind: Any) -> list[Any]:
+    """The rows of a CSV file; `kind` is a `NamedTuple` of texts and numbers, the last `accuracy` and `date`."""
     types = get_type_hints(kind)
     with Path(path).open(newline="") as file:
         return [kind(*(types[name](row[name]) for name in types)) for row in csv.DictReader(file)]
@@ -169,8 +164,7 @@ def complete_rows(path: Path, kind: Any, wanted: Iterable[tuple], compute: Calla
     """Compute the rows that a CSV file lacks. Each is written as soon as it is known: a stopped run goes on.
 
     Args:
-        path: made if it is not there.
-        kind: of its rows, as `Row`.
+        path, kind: as of `read_rows`; the file is made if it is not there.
         wanted: the fields before `accuracy`, of every row that there should be.
         compute: takes these fields, and returns the accuracy in [0, 1].
     """
@@ -184,15 +178,10 @@ def complete_rows(path: Path, kind: Any, wanted: Iterable[tuple], compute: Calla
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The mean, and half the width of its 95 % interval by Student's t.
-
-    Args:
-        values: one for each draw; of a single one the interval is infinite.
-    """
+    """The mean over draws, and half the width of its 95 % interval by Student's t; infinite for one draw."""
     if len(values) < 2:
         return float(np.mean(values)), float("inf")
-    error = np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * error)
+    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def difference(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
@@ -211,12 +200,5 @@ def by_task(results: Sequence[Result], methods: Sequence[str]) -> dict[str, dict
 
 
 def compute(source: Source, name: str, method: str, seed: int) -> float:
-    """The accuracy in [0, 1] of one row.
-
-    Args:
-        source: as of `bitlib.load`.
-        name: of the task.
-        method: one of `METHODS` or `MISTAKES`.
-        seed: of the draw and the training.
-    """
+    """The accuracy in [0, 1] of one row: of a task by a method, one of `METHODS` or `MISTAKES`."""
     return (METHODS | MISTAKES)[method](source, task(name, seed), seed)
