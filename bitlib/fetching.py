@@ -1,8 +1,8 @@
-"""From the name of a published file to the file: bundled, cached, on a mirror, or downloaded.
+"""From the name of a published file to the file: cached, on a mirror, or downloaded.
 
-A bucket of 4 GB files needs more than a plain download: a broken one resumes where it broke, in a later
-process too; each one ends; and what came is verified before it takes its place. Until then it grows hidden,
-as `.<name>.partial`, and `.<name>.partial.json` notes which file it is of.
+A broken download resumes where it broke, in a later process too; each one ends; and what came is verified
+before it takes its place. Until then it grows hidden, as `.<name>.partial`, and `.<name>.partial.json` notes
+which file it is of.
 """
 
 from __future__ import annotations

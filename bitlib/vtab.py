@@ -154,7 +154,7 @@ def stored(path: str | os.PathLike | None = None) -> list[Result]:
 
 
 def read_rows(path: str | os.PathLike, kind: Any) -> list[Any]:
-    """The rows of a CSV file; `kind` is a `NamedTuple` of texts and numbers, the last `accuracy` and `date`."""
+    """The rows of a CSV file; `kind` is a `NamedTuple` of texts and numbers, `accuracy` and `date` last."""
     types = get_type_hints(kind)
     with Path(path).open(newline="") as file:
         return [kind(*(types[name](row[name]) for name in types)) for row in csv.DictReader(file)]

@@ -4,12 +4,11 @@ At every moment a path that `replacing` writes holds the old or the new, whole: 
 `kill -9`, a full disk, and a power cut after the return.
 
 - The new is written into a hidden scratch folder beside the path, `.<name>.partial-…`, and flushed to disk.
-- A file then takes its place in one rename. A folder and its predecessor exchange their names in one step.
+  A file then takes its place in one rename; a folder and its predecessor exchange their names in one step.
 - Where the system cannot exchange names (anything but Linux, some network disks), the old folder is moved
-  into the scratch folder first. A kill between the two renames leaves the old there, whole, as `previous…`;
-  the next writer of the path puts it back.
-- The next writer of a path sweeps what killed ones left. A living writer holds a lock in its scratch folder.
-- Two writers of one path do not wait for each other: each puts a whole result there, the later one stays.
+  into the scratch folder first. After a kill between the two renames the next writer of the path puts it back.
+- The next writer sweeps what killed ones left; a living one holds a lock in its scratch folder. Two writers
+  do not wait for each other: each puts a whole result there, the later one stays.
 
 A file never replaces a folder, nor a folder a file. A link stays: what it points to is replaced. A reader
 that opens the files of a folder one by one meanwhile may get some of the old and some of the new.
@@ -36,11 +35,7 @@ _PREVIOUS = "previous"
 
 
 def bundled(file: str) -> Path:
-    """A file of `data/`: beside the modules in an installed copy, beside the package in a checkout.
-
-    Raises:
-        FileNotFoundError: the package was installed without it.
-    """
+    """A file of `data/`, which is in the installed package, and beside it in a checkout."""
     here = Path(__file__).parent
     for folder in (here / "data", here.parent / "data"):
         if (folder / file).is_file():

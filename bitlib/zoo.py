@@ -1,7 +1,6 @@
 """What exists: a card for every published BiT, and for the small one that ships with this package.
 
-A card is data only: which file, which network, which preprocessing. This module imports neither
-TensorFlow nor NumPy, and opens no file.
+A card is data only: which file, which network, which preprocessing. TensorFlow is not imported here.
 """
 
 from __future__ import annotations
@@ -59,9 +58,6 @@ VTAB_TASKS = (
     "cifar100", "eurosat", "patch_camelyon", "smallnorb-elevation", "svhn", "dsprites-orientation",
     "smallnorb-azimuth", "clevr-distance", "clevr-count", "dmlab", "kitti-distance", "dsprites-xpos",
 )  # fmt: skip
-
-SMALL_IMAGE_TASKS = ("cifar100", "eurosat", "svhn", "dsprites-orientation", "dsprites-xpos")
-"""VTAB tasks whose images are smaller than 96×96 pixels; the rule brings these to 128."""
 
 COLLECTIONS = {
     "google/collections/bit": "google/bit/",
@@ -163,8 +159,8 @@ class Card:
 class Table(list):
     """Cards, shown as a table: as Markdown on a page, as lines in a terminal."""
 
-    def _cells(self) -> list[tuple[str, ...]]:
-        def cells(card: Card) -> tuple[str, ...]:
+    def _lines(self) -> list[tuple[str, ...]]:
+        def line(card: Card) -> tuple[str, ...]:
             million = f"{card.parameters / 1e6:,.1f} M" if card.parameters else "as in the file"
             size = f"{card.size / 1e6:,.0f} MB" if card.size else "as in the file"
             pixels = f"{card.short_side} → {card.resolution}" if card.short_side else str(card.resolution)
@@ -172,31 +168,22 @@ class Table(list):
             return card.name, card.trained_on, classes, pixels, card.top1 or "", million, size
 
         header = ("name", "trained on", "classes", "pixels", "top-1 %", "parameters", "file")
-        return [header, *map(cells, self)]
+        return [header, *map(line, self)]
 
     def _repr_markdown_(self) -> str:
-        header, *rows = self._cells()
-        lines = [header, ("---",) * len(header), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        lines = ["| " + " | ".join(line) + " |" for line in self._lines()]
+        return "\n".join([lines[0], "| --- " * len(self._lines()[0]) + "|", *lines[1:]])
 
     def __str__(self) -> str:
-        columns = []
-        for column in zip(*self._cells(), strict=True):
-            columns.append([cell.ljust(max(map(len, column))) for cell in column])
-        return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+        widths = [max(map(len, column)) for column in zip(*self._lines(), strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in self._lines())
 
     __repr__ = __str__
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights of a model come from.
-
-    Attributes:
-        card: what is known of the model; of a handle, also what that module took and gave.
-        path: the file.
-        verified: its SHA-256, where it was compared when the file was found.
-    """
+    """The card of a model, its file, and the file's SHA-256 where it was compared when the file was found."""
 
     card: Card
     path: Path
@@ -208,7 +195,7 @@ class Source:
         return cls(Card.of(fields["card"]), Path(fields["file"]), fields["verified"])
 
     def config(self) -> dict:
-        """Its fields as JSON, of the path the name alone: it says nothing of the machine."""
+        """Its fields as JSON; of the path the name alone."""
         return {"card": asdict(self.card), "file": self.path.name, "verified": self.verified}
 
     @cached_property
@@ -245,8 +232,8 @@ def _published():
     for architecture, run, task in itertools.product(VTAB_ARCHITECTURES, range(3), VTAB_TASKS):
         name = f"BiT-M-{architecture}-run{run}-{task}"
         trained_on = f"ImageNet-21k, then {task} (VTAB-1k)"
-        resolution = 480 if architecture == "R152x4" else 384  # the paper's, as its runs are
-        resolution = 128 if task in SMALL_IMAGE_TASKS else resolution
+        small = task in ("cifar100", "eurosat", "svhn", "dsprites-orientation", "dsprites-xpos")
+        resolution = 128 if small else 480 if architecture == "R152x4" else 384  # the paper's
         yield Card(name, f"vtab/{name}.npz", architecture, None, None, trained_on, resolution)
 
 
@@ -286,9 +273,10 @@ def _elsewhere() -> dict[str, str]:
         timm = f"resnetv2_{architecture[1:]}_bit"
         found[f"{timm}.goog_in21k"] = found[f"{timm}m_in21k"] = f"BiT-M-{architecture}"
         found[f"{timm}.goog_in21k_ft_in1k"] = found[f"{timm}m"] = f"BiT-M-{architecture}-ILSVRC2012"
-    for size, end in ((224, ""), (384, "_384")):
-        for name in (f"bit.goog_teacher_in21k_ft_in1k{end}", f"bit_teacher{end}"):
-            found[f"resnetv2_152x2_{name}"] = f"R152x2_T_{size}"
+    for kind, (size, end) in itertools.product(
+        (".goog_teacher_in21k_ft_in1k", "_teacher"), ((224, ""), (384, "_384"))
+    ):
+        found[f"resnetv2_152x2_bit{kind}{end}"] = f"R152x2_T_{size}"
     return found
 
 
@@ -298,11 +286,7 @@ def names() -> list[str]:
 
 
 def handles(collection: str | None = None) -> list[str]:
-    """Every hub handle that `card` and `bitlib.load` understand.
-
-    Args:
-        collection: `google/collections/bit` or `sayakpaul/collections/bit-resnet`, with version and host
-            or without, for the members of that collection only.
+    """Every hub handle that `card` and `bitlib.load` understand, or those of one of `COLLECTIONS`.
 
     Raises:
         ValueError: there is no such collection.
@@ -321,7 +305,7 @@ def is_collection(name: str) -> bool:
 
 @functools.cache
 def _spellings() -> dict[str, str]:
-    """What a checkpoint is called in lower case, by its file or in the paper (`M-R50x1`) -> its name."""
+    """Names in lower case, of files and of the paper (`M-R50x1`) -> names."""
     found = {name.lower(): name for name in _cards()}
     return {name.removeprefix("bit-"): known for name, known in found.items()} | found
 
@@ -457,10 +441,7 @@ def path_of(source: str | os.PathLike) -> Path | None:
 
 
 def card_of(source: str | os.PathLike) -> Card:
-    """The card of a model's name or handle, or of a checkpoint file, published or one's own.
-
-    A file that is called like a published model gets that model's card. Any other gets a plain one:
-    no class list, images resized straight to 224 pixels.
+    """The card of a name, a handle, or a file: that of the published model of its name, else a plain one.
 
     Raises:
         ValueError: as `path_of`.
@@ -475,20 +456,16 @@ def own_card(name: str, file: str = "") -> Card:
 
 
 def table(*words: str) -> Table:
-    """The cards whose name, network, data or handles hold all of the words, in any case.
+    """The cards whose name, network, data or handles hold all of the words (`R50x1`, `384`, …), in any case.
 
     The 285 that were fine-tuned on VTAB are listed only if a word asks for them (`table("vtab", "svhn")`).
-
-    Args:
-        words: `R50x1`, `distill`, `ImageNet-21k`, `384`, …; none for all.
     """
 
     def holds_all(card: Card) -> bool:
-        texts = (card.name, card.file, card.architecture, card.trained_on, card.labels, card.resolution)
-        text = " ".join(map(str, (*texts, *card.handles.values()))).lower()
-        return all(word in text for word in wanted)
+        texts = (card.name, card.file, card.trained_on, card.labels, card.resolution, *card.handles.values())
+        text = " ".join(map(str, texts)).lower()
+        return all(word in text for word in wanted) and (with_vtab or not card.file.startswith("vtab/"))
 
     wanted = [word.lower() for word in words]
     with_vtab = not {"vtab", *VTAB_TASKS}.isdisjoint(wanted)
-    pool = (card for card in _cards().values() if with_vtab or not card.file.startswith("vtab/"))
-    return Table(filter(holds_all, pool))
+    return Table(filter(holds_all, _cards().values()))
