@@ -6,7 +6,7 @@ At every moment a path that `replacing` writes holds the old or the new, whole: 
 - The new is written into a hidden scratch folder beside the path, `.<name>.partial-…`, and flushed to disk.
   A file then takes its place in one rename; a folder and its predecessor exchange their names in one step.
 - Where the system cannot exchange names (anything but Linux, some network disks), the old folder is moved
-  into the scratch folder first. After a kill between the two renames the next writer of the path puts it back.
+  into the scratch folder first; after a kill between the two renames the next writer puts it back.
 - The next writer sweeps what killed ones left; a living one holds a lock in its scratch folder. Two writers
   do not wait for each other: each puts a whole result there, the later one stays.
 
