@@ -17,8 +17,8 @@ from bitlib.examples import Examples, errors_in_words, mapped, prepare
 from bitlib.hyperrule import Plan
 
 CACHED_BYTES = 1 << 30
-"""Examples whose resized pictures fit into this memory are read once and cached; more are read anew in
-each epoch, and shuffled within this memory. Three times as much is used for a moment, while they are cached."""
+"""Examples whose resized pictures fit into this memory are read once and cached; more are read anew in each
+epoch, and shuffled within this memory. Three times as much is used for a moment, while they are cached."""
 
 
 def resized(images: np.ndarray, size: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def _size(plan: Plan) -> int:
 
 
 def cropped(images: np.ndarray, plan: Plan, rng: np.random.Generator) -> np.ndarray:
-    """Cut out and mirror at random, as the plan says: float32 `[N, resize, resize, 3]` -> `[N, crop, crop, 3]`."""
+    """Cut out and mirror at random, as the plan says: `[N, resize, resize, 3]` -> `[N, crop, crop, 3]`."""
     count, room = len(images), images.shape[1] - plan.crop + 1
     corners = rng.integers(0, room, (count, 2))
     mirrored = rng.random(count) < (0.5 if plan.random_flip else 0)
@@ -109,8 +109,11 @@ def training_batches(
         return np.random.default_rng([seed % 2**64, purpose, number])
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        draw = _drawn if arrays else _stream
-        drawn = draw(arrays or given, size, start * plan.batch_size, plan.batch_size, generator)
+        first = start * plan.batch_size
+        if arrays:
+            drawn = _drawn(*arrays, size, first, plan.batch_size, generator)
+        else:
+            drawn = _stream(given, size, first, plan.batch_size, generator)
         for step, (images, labels) in zip(range(start, plan.steps), drawn, strict=False):
             images = cropped(images, plan, generator(1, step))
             if labels.ndim == 1:
@@ -120,9 +123,10 @@ def training_batches(
     return batches()
 
 
-def _drawn(arrays: tuple, size: int, position: int, batch: int, generator: Callable) -> Iterator:
+def _drawn(
+    images: np.ndarray, labels: np.ndarray, size: int, position: int, batch: int, generator: Callable
+) -> Iterator:
     """Batches without end from a position on, each epoch in an order of its own."""
-    images, labels = arrays
     count = len(labels)
 
     @lru_cache(2)
@@ -138,13 +142,15 @@ def _stream(given: Examples, size: int, position: int, batch: int, generator: Ca
     """As `_drawn`, of examples that are too many to cache."""
     room = max(1, CACHED_BYTES // (size * size * 3 * 4))
     count = given.count
-    if count is None:  # Only to go on in the middle must they be counted; a run from the start needs no number.
+    if (
+        count is None
+    ):  # Only to go on in the middle must they be counted; a run from the start needs no number.
         count = sum(1 for _ in given.read()) if position else 1
     first, skipped = divmod(position, count)
 
     def shuffled() -> Iterator:
         for epoch in itertools.count(first):
-            rng, waiting = generator(0, epoch), []
+            rng, waiting = generator(0, epoch), list[tuple]()
             for example in mapped(lambda example: (resized(example[0], size), example[1]), given.read()):
                 if len(waiting) < room:
                     waiting.append(example)

@@ -1,4 +1,4 @@
-"""Where a network computes: TensorFlow's replicas, JAX's devices or PyTorch's one, each with compiled steps."""
+"""Where a network computes: TensorFlow's replicas, JAX's devices or PyTorch's one, by compiled steps."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ elif BACKEND == "jax":
 
 
 def forward(model: keras.Model, function: Callable | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """A compiled function from images float32 `[N, H, W, 3]` to what a model, or a function that calls it, makes.
+    """A compiled function from images float32 `[N, H, W, 3]` to what a model makes of them, a float32 array.
 
-    Returns it as float32 array. JAX compiles anew for each shape: there, fewer images than the first time are
-    filled up to as many.
+    Args:
+        function: that calls the model on a tensor of images; None for the model itself.
     """
     compute = function or model
     if BACKEND == "tensorflow":
@@ -44,7 +44,7 @@ def forward(model: keras.Model, function: Callable | None = None) -> Callable[[n
         with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
             return ops.cast(compute(images), "float32")
 
-    most = 0
+    most = 0  # JAX compiles anew for each shape: fewer images are filled up to as many as there were
 
     def padded(images: np.ndarray) -> np.ndarray:
         nonlocal most
@@ -96,12 +96,12 @@ class Devices:
         import torch
 
         def step(*batch):
-            values, total, sums = [variable.value for variable in variables], 0.0, None
+            values, total, sums = [variable.value for variable in variables], 0.0, list[Tensor]()
             for part in _parts(batch, accumulate):
                 loss = loss_of(*part)
                 grads = torch.autograd.grad(optimizer.scale_loss(loss), values, materialize_grads=True)
                 total += float(loss)
-                sums = grads if sums is None else [one + more for one, more in zip(sums, grads, strict=True)]
+                sums = [one + more for one, more in zip(sums, grads, strict=True)] if sums else list(grads)
             with torch.no_grad():
                 optimizer.apply(_clipped(sums, clip), variables)
             return total
@@ -148,7 +148,9 @@ class JaxDevices(Devices):
                 grads, (loss, now) = gradients(values, now, state, *part)
                 total, sums = total + loss, grads if sums is None else add(sums, grads)
             values, state = update(values, state, sums)
-            for variable, value in zip([*variables, *rest, *optimizer.variables], [*values, *now, *state], strict=True):
+            for variable, value in zip(
+                [*variables, *rest, *optimizer.variables], [*values, *now, *state], strict=True
+            ):
                 variable.assign(value)
             return total
 
@@ -160,20 +162,15 @@ class Replicas(Devices):
 
     def __init__(self, strategy: Any):
         self.strategy, self.replicas = strategy, strategy.num_replicas_in_sync
-        own: list[int] = []
-        strategy.experimental_distribute_values_from_function(lambda c: own.append(c.replica_id_in_sync_group) or 0)
-        self.own = own
-        self.machines, self.index = self.replicas // len(own), own[0] // len(own)
-        self.scope = strategy.scope
+        numbers = strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(context.replica_id_in_sync_group)
+        )
+        self.own = [int(number) for number in strategy.experimental_local_results(numbers)]
+        self.machines, self.index = self.replicas // len(self.own), self.own[0] // len(self.own)
+        self.chief = self.index == 0
 
-    @property
-    def chief(self):
-        """The only process, or the first of several."""
-        resolver = self.strategy.cluster_resolver
-        if resolver is None or resolver.task_type in (None, "", "chief"):
-            return True
-        is_first = resolver.task_type == "worker" and resolver.task_id == 0
-        return is_first and "chief" not in resolver.cluster_spec().jobs
+    def scope(self):
+        return self.strategy.scope()
 
     def distributed(self, batches, whole):
         first, shares = (0, self.replicas) if whole else (self.own[0], len(self.own))

@@ -159,7 +159,7 @@ def match(
                     stack.enter_context(ops.computed_by(model, ops.fast()))
             known = keras.ops.stop_gradient(teacher(pictures, training=False))
             learnt = student(pictures, training=True)
-        apart = divergence(*(keras.ops.cast(logits, "float32") for logits in (known, learnt)), temperature)
+        apart = divergence(keras.ops.cast(known, "float32"), keras.ops.cast(learnt, "float32"), temperature)
         return keras.ops.sum(apart) / rule.batch_size
 
     return loop.train(

@@ -6,10 +6,10 @@ import inspect
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -39,8 +39,8 @@ class Examples:
     """Checked examples, as `prepare` makes them.
 
     Attributes:
-        read: gives every example, from the first on: an image float32 `[H, W, 3]`, and its label, int64 or float32
-            `[classes]`; raises ValueError at one that is wrong.
+        read: gives every example, from the first on: an image float32 `[H, W, 3]`, and its label, int64 or
+            float32 `[classes]`; raises ValueError at one that is wrong.
         side: height of the first image.
         arrays: all images and labels, where they came as arrays.
         count: how many there are; None if only reading them tells.
@@ -71,7 +71,7 @@ def takes_context(examples: Any) -> bool:
 
 
 def machine(index: int = 0, machines: int = 1, replicas: int = 1) -> Any:
-    """What such a function gets: a `tf.distribute.InputContext`, or its three numbers where TensorFlow is not."""
+    """What such a function gets: a `tf.distribute.InputContext`; without TensorFlow, its three numbers."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -155,13 +155,15 @@ def image_batches(images: Any, size: int) -> Iterator[np.ndarray]:
 
 @contextmanager
 def errors_in_words(name: str) -> Iterator[None]:
-    """Raise what a Dataset's graph says of a wrong example as ValueError; say so of what is wrong in a validation."""
+    """Raise what a Dataset's graph says of a wrong example as ValueError; say so if it is of a validation."""
     try:
         yield
     except Exception as error:
         words = str(error)
         if type(error).__module__.startswith("tensorflow"):
-            named = re.search(r"ValueError: ((?:images|labels|examples|train|validation): .*)$", words, re.MULTILINE)
+            named = re.search(
+                r"ValueError: ((?:images|labels|examples|train|validation): .*)$", words, re.MULTILINE
+            )
             if not named:
                 raise
             words = named[1]
@@ -359,7 +361,7 @@ def _checked(
         raise ValueError(_NONE.format(name))
     check_range(np.concatenate([image.ravel() for image, _ in some]))  # of one alone, [0, 1] may be bright
     how = None if num_classes is None else multi_label
-    several = any([holds_several(np.asarray(label)[None], how, n) for n, (_, label) in enumerate(some)])
+    several = any(holds_several(np.asarray(label)[None], how, n) for n, (_, label) in enumerate(some))
     rank = np.ndim(some[0][1])
 
     def every() -> Iterator[tuple[np.ndarray, Any]]:

@@ -204,7 +204,9 @@ def predict(model: BiT, images: Any, plan: Plan, batch_size: int = 64) -> np.nda
     check_whole("batch_size", batch_size)
     compute = forward(model)
     with errors_in_words("images"):
-        batches = ahead(augment.evaluation_batches(prepare(images, None, name="images"), plan, None, batch_size))
+        batches = ahead(
+            augment.evaluation_batches(prepare(images, None, name="images"), plan, None, batch_size)
+        )
         return np.concatenate([compute(batch) for batch, _ in batches])
 
 

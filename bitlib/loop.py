@@ -1,7 +1,7 @@
 """The training loop: any loss, on any backend, on one device or many, resumable, watched by a guard.
 
-It is our own: `keras.Model.fit` fails under `MultiWorkerMirroredStrategy`, cannot be stopped and resumed to the
-same weights, and does not notice a model that does not train.
+It is our own: `keras.Model.fit` fails under `MultiWorkerMirroredStrategy`, cannot be stopped and resumed to
+the same weights, and does not notice a model that does not train.
 """
 
 from __future__ import annotations
