@@ -100,7 +100,7 @@ class Devices:
             for part in _parts(batch, accumulate):
                 loss = loss_of(*part)
                 grads = torch.autograd.grad(optimizer.scale_loss(loss), values, materialize_grads=True)
-                total += float(loss)
+                total += float(loss.detach())
                 sums = [one + more for one, more in zip(sums, grads, strict=True)] if sums else list(grads)
             with torch.no_grad():
                 optimizer.apply(_clipped(sums, clip), variables)
