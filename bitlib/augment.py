@@ -1,4 +1,4 @@
-"""A Plan as `tf.data`: its crops, flips and MixUp.
+"""A plan's batches: its crops, flips and MixUp, in NumPy, the same on every backend.
 
 Every batch is a pure function of the seed and of the step's number. That is what lets a training that
 was stopped go on as if it had not been.
@@ -6,46 +6,64 @@ was stopped go on as if it had not been.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import Tensor
 
-from bitlib.examples import Examples, errors_in_words, prepare
+from bitlib.examples import Examples, errors_in_words, mapped, prepare
 from bitlib.hyperrule import Plan
 
 CACHED_BYTES = 1 << 30
-"""A dataset whose resized pictures fit into this memory is read once and cached; a larger one is read anew in
-each epoch, and shuffled within this memory. Three times as much is used for a moment, while one is cached."""
+"""Examples whose resized pictures fit into this memory are read once and cached; more are read anew in each
+epoch, and shuffled within this memory. Three times as much is used for a moment, while they are cached."""
 
 
-def _resized(plan: Plan) -> int:
+def resized(images: np.ndarray, size: int) -> np.ndarray:
+    """Resize as the official code does: bilinear, without antialiasing, whatever the sides were.
+
+    Args:
+        images: float `[..., H, W, 3]`.
+
+    Returns:
+        float32 `[..., size, size, 3]`.
+    """
+    images = np.asarray(images, np.float32)
+    for axis in (images.ndim - 3, images.ndim - 2):
+        length = images.shape[axis]
+        if length == size:
+            continue
+        at = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(length / size) - 0.5
+        low = np.floor(at)
+        before, after = (np.take(images, np.clip(low + i, 0, length - 1).astype(int), axis) for i in (0, 1))
+        after -= before
+        after *= (at - low).reshape(-1, *[1] * (images.ndim - 1 - axis))
+        images = before + after
+    return images
+
+
+def _size(plan: Plan) -> int:
     """Height and width of a training image before it is cropped, if it is."""
     return plan.resize if plan.random_crop else plan.crop
 
 
-def training_image(image: Tensor, plan: Plan, seed: Tensor) -> Tensor:
-    """Resize, cut out and mirror at random, as the plan says: float `[H, W, 3]` -> float32 `[crop, crop, 3]`.
-
-    The same seed, int `[2]`, gives the same crop.
-    """
-    crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
-    size = _resized(plan)
-    image = tf.image.resize(image, (size, size), "bilinear")
-    if size > plan.crop:
-        image = tf.image.stateless_random_crop(image, (plan.crop, plan.crop, 3), crop_seed)
-    if plan.random_flip:
-        image = tf.image.stateless_random_flip_left_right(image, flip_seed)
-    return image
+def cropped(images: np.ndarray, plan: Plan, rng: np.random.Generator) -> np.ndarray:
+    """Cut out and mirror at random, as the plan says: `[N, resize, resize, 3]` -> `[N, crop, crop, 3]`."""
+    count, room = len(images), images.shape[1] - plan.crop + 1
+    corners = rng.integers(0, room, (count, 2))
+    mirrored = rng.random(count) < (0.5 if plan.random_flip else 0)
+    found = np.empty((count, plan.crop, plan.crop, 3), np.float32)
+    for to, image, (top, left), mirror in zip(found, images, corners, mirrored, strict=True):
+        part = image[top : top + plan.crop, left : left + plan.crop]
+        to[:] = part[:, ::-1] if mirror else part
+    return found
 
 
-def evaluation_image(image: Tensor, plan: Plan) -> Tensor:
-    """Resize only: float `[H, W, 3]` or `[N, H, W, 3]` -> float32, `crop` high and wide."""
-    return tf.image.resize(image, (plan.crop, plan.crop), "bilinear")
-
-
-def mixup(images: Tensor, labels: Tensor, alpha: float, seed: Tensor) -> tuple[Tensor, Tensor]:
+def mixup(
+    images: np.ndarray, labels: np.ndarray, alpha: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Blend every example of a batch with another one of it (arXiv 1710.09412, equation 1).
 
     Partners are drawn at random, the share λ from Beta(α, α), one for the whole batch as in the official
@@ -54,119 +72,110 @@ def mixup(images: Tensor, labels: Tensor, alpha: float, seed: Tensor) -> tuple[T
     Args:
         images, labels: float `[N, H, W, 3]` and `[N, classes]`; so are those that are returned.
         alpha: of the Beta distribution; 0 for no MixUp.
-        seed: int `[2]`.
     """
     if alpha == 0:
         return images, labels
-    share_seed, partner_seed = tf.unstack(tf.random.split(seed, 2))
-    # Beta(α, α) as a ratio of two Gammas; of both so small that they round to 0, neither has a share.
-    first, second = tf.unstack(tf.random.stateless_gamma([2], share_seed, alpha, dtype=tf.float64))
-    share = tf.cast(tf.where(first + second > 0, first / (first + second), 1.0), images.dtype)
-    partners = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(images)[0]), partner_seed)
-
-    def blend(values):
-        return share * values + (1 - share) * tf.gather(values, partners)
-
-    return blend(images), blend(labels)
+    share = np.float32(rng.beta(alpha, alpha))
+    partners = rng.permutation(len(images))
+    return (share * images + (1 - share) * images[partners], share * labels + (1 - share) * labels[partners])
 
 
 def training_batches(
     examples: Any, plan: Plan, num_classes: int, seed: int = 0, start: int = 0
-) -> tf.data.Dataset:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The batches of a training, step by step.
 
     Examples are shuffled anew each time all have been seen; batches run across these epochs, so no
     example is left out or seen twice in one.
 
     Args:
-        examples: as `bitlib.examples.prepare` takes and makes them; images may differ in size. A Dataset that
-            does not fit into `CACHED_BYTES` is shuffled as far as that allows: let it come shuffled, too.
+        examples: as `bitlib.examples.prepare` takes and makes them; images may differ in size. Such as
+            do not fit into `CACHED_BYTES` are shuffled as far as that allows: let them come shuffled, too.
         plan, seed: as of `bitlib.finetune.fit`.
         num_classes: labels are 0 to `num_classes - 1`.
         start: step to begin with.
 
     Returns:
-        A dataset of images float32 `[batch, crop, crop, 3]` and labels float32 `[batch, num_classes]`.
+        An iterator of images float32 `[batch, crop, crop, 3]` and labels float32 `[batch, num_classes]`.
 
     Raises:
-        ValueError: as `prepare`. An example of a Dataset that is too large to cache is checked when it is
-            reached; within `bitlib.examples.errors_in_words`, that is the same error.
+        ValueError: as `prepare`. An example that is too many to cache is checked when it is reached.
     """
-    base = tf.constant([seed & 0x7FFFFFFF, seed >> 31 & 0x7FFFFFFF], tf.int64)
-
-    def seeded(purpose, number):
-        return tf.random.fold_in(tf.random.fold_in(base, purpose), number)
-
-    def augment(position, example):
-        image, label = example
-        image = training_image(tf.cast(image, tf.float32), plan, seeded(1, position))
-        return image, tf.cast(label, tf.float32) if label.shape.rank else tf.one_hot(label, num_classes)
-
-    def mix(step, batch):
-        images, labels = batch
-        return mixup(images, labels, plan.mixup_alpha, seeded(2, step))
-
-    position = start * plan.batch_size
     given = prepare(examples, num_classes)
-    cached = given.pairs if isinstance(given.pairs, tuple) else _cached(given.pairs, plan)
-    shuffled = _stream(given, position, seeded) if cached is None else _drawn(cached, position, seeded)
-    return (
-        shuffled.enumerate(position)
-        .map(augment, tf.data.AUTOTUNE, deterministic=True)
-        .batch(plan.batch_size, drop_remainder=True)
-        .enumerate(start)
-        .map(mix)
-        .take(max(0, plan.steps - start))
-        .prefetch(2)
-    )
+    size = _size(plan)
+    arrays = _cached(given, size)
+
+    def generator(purpose: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([seed % 2**64, purpose, number])
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        first = start * plan.batch_size
+        if arrays:
+            drawn = _drawn(*arrays, size, first, plan.batch_size, generator)
+        else:
+            drawn = _stream(given, size, first, plan.batch_size, generator)
+        for step, (images, labels) in zip(range(start, plan.steps), drawn, strict=False):
+            images = cropped(images, plan, generator(1, step))
+            if labels.ndim == 1:
+                labels = np.eye(num_classes, dtype=np.float32)[labels]
+            yield mixup(images, labels.astype(np.float32), plan.mixup_alpha, generator(2, step))
+
+    return batches()
 
 
-def _drawn(arrays: tuple[np.ndarray, np.ndarray], position: int, seeded) -> tf.data.Dataset:
-    """Examples without end from a position on, each epoch in an order of its own."""
-    with tf.device("CPU"):
-        images, labels = (tf.constant(array) for array in arrays)
+def _drawn(
+    images: np.ndarray, labels: np.ndarray, size: int, position: int, batch: int, generator: Callable
+) -> Iterator:
+    """Batches without end from a position on, each epoch in an order of its own."""
     count = len(labels)
 
-    def example(position):
-        seed = seeded(0, position // count)
-        index = tf.random.experimental.index_shuffle(position % count, seed, count - 1)
-        return images[index], labels[index]
+    @lru_cache(2)
+    def order(epoch: int) -> np.ndarray:
+        return generator(0, epoch).permutation(count)
 
-    return tf.data.Dataset.range(position, np.iinfo(np.int64).max).map(example)
+    for first in itertools.count(position, batch):
+        rows = np.array([order(at // count)[at % count] for at in range(first, first + batch)])
+        yield resized(images[rows], size), labels[rows]
 
 
-def _stream(given: Examples, position: int, seeded) -> tf.data.Dataset:
-    """As `_drawn`, for a dataset that is too large to cache."""
-    examples = given.pairs
-    buffer = max(1, CACHED_BYTES // (given.first.size * 4))
-    count = int(examples.cardinality())
-    if count < 1:  # Only to go on in the middle must they be counted; a run from the start needs no number.
-        count = int(examples.reduce(np.int64(0), lambda n, _: n + 1)) if position else 1
+def _stream(given: Examples, size: int, position: int, batch: int, generator: Callable) -> Iterator:
+    """As `_drawn`, of examples that are too many to cache."""
+    room = max(1, CACHED_BYTES // (size * size * 3 * 4))
+    count = given.count
+    if (
+        count is None
+    ):  # Only to go on in the middle must they be counted; a run from the start needs no number.
+        count = sum(1 for _ in given.read()) if position else 1
     first, skipped = divmod(position, count)
 
-    def epoch(number):
-        # A global seed, where someone has set one, would mix into the order.
-        tf.compat.v1.set_random_seed(None)
-        seed = tf.random.stateless_uniform((), seeded(0, number), None, None, tf.int64)
-        return examples.shuffle(buffer, seed, reshuffle_each_iteration=False)
+    def shuffled() -> Iterator:
+        for epoch in itertools.count(first):
+            rng, waiting = generator(0, epoch), list[tuple]()
+            for example in mapped(lambda example: (resized(example[0], size), example[1]), given.read()):
+                if len(waiting) < room:
+                    waiting.append(example)
+                    continue
+                at = rng.integers(room)
+                yield waiting[at]
+                waiting[at] = example
+            yield from (waiting[at] for at in rng.permutation(len(waiting)))
 
-    return tf.data.Dataset.range(first, np.iinfo(np.int64).max).flat_map(epoch).skip(skipped)
+    examples = itertools.islice(shuffled(), skipped, None)
+    while part := list(itertools.islice(examples, batch)):
+        yield tuple(map(np.stack, zip(*part, strict=True)))
 
 
-def _cached(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarray] | None:
-    """A dataset as arrays, resized as the plan will resize them; None if they exceed `CACHED_BYTES`."""
-    size = _resized(plan)
+def _cached(given: Examples, size: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Examples as arrays, resized unless they were arrays; None if they exceed `CACHED_BYTES`."""
+    if given.arrays:
+        return given.arrays
     most = CACHED_BYTES // (size * size * 3 * 4)
-    if int(examples.cardinality()) > most:
+    if (given.count or 0) > most:
         return None
-
-    def resize(image, label):
-        return tf.image.resize(tf.cast(image, tf.float32), (size, size), "bilinear"), label
-
     images = np.empty((most, size, size, 3), np.float32)  # only what is filled takes memory
-    labels: list[np.ndarray] = []
+    labels: list[Any] = []
     with errors_in_words("train"):
-        for image, label in examples.map(resize, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator():
+        for image, label in mapped(lambda example: (resized(example[0], size), example[1]), given.read()):
             if len(labels) == most:
                 return None
             images[len(labels)] = image
@@ -174,17 +183,15 @@ def _cached(examples: tf.data.Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarr
     return images[: len(labels)], np.stack(labels)
 
 
-def evaluation_batches(examples: Any, plan: Plan, num_classes: int, batch_size: int = 64) -> tf.data.Dataset:
+def evaluation_batches(
+    examples: Any, plan: Plan, num_classes: int | None, batch_size: int = 64
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Every example once, in order, resized only; the last batch holds what is left.
 
     Args, Returns, Raises: as of `training_batches`, but labels are as they came, int64 `[N]` or vectors.
     """
-    pairs = prepare(examples, num_classes).pairs
-    if isinstance(pairs, tuple):
-        with tf.device("CPU"):
-            pairs = tf.data.Dataset.from_tensor_slices(pairs)
-
-    def resize(image, label):
-        return evaluation_image(tf.cast(image, tf.float32), plan), label
-
-    return pairs.map(resize, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
+    given = prepare(examples, num_classes)
+    sized = mapped(lambda example: (resized(example[0], plan.crop), example[1]), given.read())
+    while part := list(itertools.islice(sized, batch_size)):
+        images, labels = zip(*part, strict=True)
+        yield np.stack(images), np.stack(labels)

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 
 from bitlib import finetune, loop, ops
 from bitlib.examples import prepare, takes_context
@@ -79,7 +79,7 @@ def plan(
     )
 
 
-def divergence(teacher: tf.Tensor, student: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher ‖ student) of the softmax of logits over temperature (section 3, equation 1).
 
     Args:
@@ -89,9 +89,9 @@ def divergence(teacher: tf.Tensor, student: tf.Tensor, temperature: float = 1.0)
     Returns:
         float `[N]`, in nats.
     """
-    known = tf.nn.log_softmax(teacher / temperature)
-    learnt = tf.nn.log_softmax(student / temperature)
-    return tf.reduce_sum(tf.exp(known) * (known - learnt), axis=-1)
+    known = keras.ops.log_softmax(teacher / temperature)
+    learnt = keras.ops.log_softmax(student / temperature)
+    return keras.ops.sum(keras.ops.exp(known) * (known - learnt), axis=-1)
 
 
 def match(
@@ -138,7 +138,7 @@ def match(
             the teacher.
     """
     given = prepare(images, None, name="images")
-    rule = plan(**{"crop": given.first.shape[0], "steps": steps} | how)
+    rule = plan(**{"crop": given.side, "steps": steps} | how)
     finetune.check_steps(rule, accumulate, save_every, validate_every)
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a positive number, received {temperature!r}")
@@ -149,18 +149,18 @@ def match(
     if validation is not None:
         validate = finetune.evaluator(student, validation, rule, num_classes, name="validation")
 
-    def share(context: tf.distribute.InputContext) -> Any:
+    def share(context: Any) -> Any:
         return prepare(images(context), None, name="images")
 
-    def loss_of(pictures: tf.Tensor, _) -> tf.Tensor:
+    def loss_of(pictures: Tensor, _) -> Tensor:
         with ExitStack() as stack:
             for model in (teacher, student):
                 if isinstance(model, BiT):
                     stack.enter_context(ops.computed_by(model, ops.fast()))
-            known = tf.stop_gradient(teacher(pictures, training=False))
+            known = keras.ops.stop_gradient(teacher(pictures, training=False))
             learnt = student(pictures, training=True)
-        apart = divergence(tf.cast(known, tf.float32), tf.cast(learnt, tf.float32), temperature)
-        return tf.reduce_sum(apart) / rule.batch_size
+        apart = divergence(keras.ops.cast(known, "float32"), keras.ops.cast(learnt, "float32"), temperature)
+        return keras.ops.sum(apart) / rule.batch_size
 
     return loop.train(
         student,
@@ -174,6 +174,7 @@ def match(
         seed,
         verbose,
         run={"temperature": temperature, "weight_decay": weight_decay},
+        models=(teacher, student),
         names=("student", "images"),
         clip=1.0,
         accumulate=accumulate,

@@ -6,12 +6,16 @@ import inspect
 import itertools
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from types import SimpleNamespace
+from typing import Any
 
+import keras
 import numpy as np
 
 from bitlib.inputs import (
@@ -26,11 +30,6 @@ from bitlib.inputs import (
     holds_several,
 )
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-    Shares: TypeAlias = Callable[[tf.distribute.InputContext], tf.data.Dataset]
-
 READ_BYTES = 1 << 30
 """As much of a generator, which can be read once only, is read into memory."""
 
@@ -40,14 +39,18 @@ class Examples:
     """Checked examples, as `prepare` makes them.
 
     Attributes:
-        pairs: arrays of images float `[N, H, W, 3]` and labels, int64 `[N]` or float32 `[N, classes]`; or an
-            unbatched `tf.data.Dataset` of such pairs, which checks every example as it passes.
-        first: the first image.
+        read: gives every example, from the first on: an image float32 `[H, W, 3]`, and its label, int64 or
+            float32 `[classes]`; raises ValueError at one that is wrong.
+        side: height of the first image.
+        arrays: all images and labels, where they came as arrays.
+        count: how many there are; None if only reading them tells.
         several: whether several classes may be true of an image.
     """
 
-    pairs: Any
-    first: np.ndarray
+    read: Callable[[], Iterator[tuple[np.ndarray, Any]]]
+    side: int
+    arrays: tuple[np.ndarray, np.ndarray] | None = None
+    count: int | None = None
     several: bool = False
 
 
@@ -65,6 +68,16 @@ def takes_context(examples: Any) -> bool:
         expected = "a function of a tf.distribute.InputContext or of nothing"
         raise ValueError(f"examples: expected {expected}, received one of {', '.join(needed)}")
     return bool(needed) or (bool(given) and given[0].name == "context")
+
+
+def machine(index: int = 0, machines: int = 1, replicas: int = 1) -> Any:
+    """What such a function gets: a `tf.distribute.InputContext`; without TensorFlow, its three numbers."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.distribute.InputContext(machines, index, replicas)
+    numbers = {"num_input_pipelines": machines, "input_pipeline_id": index, "num_replicas_in_sync": replicas}
+    return SimpleNamespace(**numbers)
 
 
 def _is_function(examples: Any) -> bool:
@@ -93,23 +106,23 @@ def prepare(
         ValueError: anything else; or there is no example, or a Dataset has no end. What is wrong with a later
             example of a Dataset is found when that is reached; `errors_in_words` raises it as the same.
     """
-    import tensorflow as tf
-
     if isinstance(examples, Examples):
         return examples
     with errors_in_words(name):
         found = _opened(examples, name)
         if not isinstance(found, tuple):
-            found = found if isinstance(found, tf.data.Dataset) else _as_dataset(found, num_classes, name)
-            return _checked(_unbatched(found, num_classes is not None, name), num_classes, multi_label, name)
+            read = found if callable(found) else _memorized(found, name)
+            return _checked(read, num_classes, multi_label, name, _count(examples))
         check_images(found[0], smallest=1)
         images = array(found[0], "images")
-        if num_classes is None:
-            return Examples((images, np.zeros(len(images), np.int64)), images[0])
-        if found[1] is None:
-            raise ValueError(_PAIRS.format(name, "images alone"))
-        labels = check_labels(found[1], num_classes, len(images))
-        return Examples((images, labels), images[0], holds_several(labels, multi_label))
+        labels, several = np.zeros(len(images), np.int64), False
+        if num_classes is not None:
+            if found[1] is None:
+                raise ValueError(_PAIRS.format(name, "images alone"))
+            labels = check_labels(found[1], num_classes, len(images))
+            several = holds_several(labels, multi_label)
+        arrays = images, labels
+        return Examples(partial(zip, *arrays, strict=True), len(images[0]), arrays, len(images), several)
 
 
 _PAIRS = "{}: expected pairs of an image and a label, received {}"
@@ -122,18 +135,14 @@ def image_batches(images: Any, size: int) -> Iterator[np.ndarray]:
     Raises:
         ValueError: as `prepare`; or images are smaller than `SMALLEST`, or of several sizes.
     """
-    import tensorflow as tf
-
     first = 0
     with errors_in_words("images"):
         found = _opened(images, "images")
         if isinstance(found, tuple):
             check_shape(found[0].shape)
             singles: Iterator = ((image,) for image in array(found[0], "images"))
-        elif isinstance(found, tf.data.Dataset):
-            singles = _unbatched(found, False, "images").prefetch(size).as_numpy_iterator()
         else:
-            singles = found() if callable(found) else found
+            singles = ahead(found() if callable(found) else found, size)
         while batch := [image for image, *_ in itertools.islice(singles, size)]:
             if len(sizes := {image.shape for image in batch}) > 1:
                 raise ValueError(f"images: expected one size, received {sorted(sizes)[0]} and {max(sizes)}")
@@ -146,20 +155,44 @@ def image_batches(images: Any, size: int) -> Iterator[np.ndarray]:
 
 @contextmanager
 def errors_in_words(name: str) -> Iterator[None]:
-    """Raise what a Dataset says of a wrong example as ValueError; say so of what is wrong in a validation."""
-    import tensorflow as tf
-
+    """Raise what a Dataset's graph says of a wrong example as ValueError; say so if it is of a validation."""
     try:
         yield
-    except (tf.errors.OpError, ValueError) as error:
+    except Exception as error:
         words = str(error)
-        if isinstance(error, tf.errors.OpError):
-            named = "(?:images|labels|examples|train|validation): .*"
-            ours = re.search(rf"assertion failed: \[({named})\]$|ValueError: ({named})$", words, re.MULTILINE)
-            if not ours:
+        if type(error).__module__.startswith("tensorflow"):
+            named = re.search(
+                r"ValueError: ((?:images|labels|examples|train|validation): .*)$", words, re.MULTILINE
+            )
+            if not named:
                 raise
-            words = ours[1] or ours[2]
+            words = named[1]
+        elif not isinstance(error, ValueError):
+            raise
         raise ValueError(words if name != "validation" or name in words else f"{name}: {words}") from None
+
+
+def ahead(items: Iterable, count: int = 2) -> Iterator:
+    """The same items; a thread makes the next ones meanwhile."""
+    items, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, end) for _ in range(count))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item
+
+
+def mapped(function: Callable, items: Iterable) -> Iterator:
+    """`function` of each item, in order, computed by several threads; few items are read ahead."""
+    workers = min(32, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as threads:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _is_list(value: Any) -> bool:
@@ -216,14 +249,28 @@ def _check_read(value: Any, name: str) -> None:
         )
 
 
-def _opened(examples: Any, name: str) -> Any:
-    """Arrays `(images, labels or None)`; a Dataset; `_singles`, or a function to them, to be read again."""
-    import tensorflow as tf
+def _is_dataset(value: Any) -> bool:
+    """Whether it is a `tf.data.Dataset`, which can be told without TensorFlow."""
+    return hasattr(value, "element_spec") and hasattr(value, "as_numpy_iterator")
 
-    if isinstance(examples, tf.data.Dataset):
-        return examples
+
+def _count(examples: Any) -> int | None:
+    """The number of examples, where it is known and they come one by one."""
+    if _is_dataset(examples):
+        rank = _parts(examples.element_spec, "examples")[0].shape.rank
+        return int(examples.cardinality()) if rank == 3 and examples.cardinality() >= 0 else None
+    if isinstance(examples, (Mapping, keras.utils.PyDataset)) or not hasattr(examples, "__getitem__"):
+        return None
+    first = _parts(examples[0], "examples")[0] if len(examples) and _are_parts(examples[0]) else None
+    return len(examples) if _rank(first) == 3 else None
+
+
+def _opened(examples: Any, name: str) -> Any:
+    """Arrays `(images, labels or None)`; or `_singles`; or a function to them, which can be read again."""
+    if _is_dataset(examples):
+        return _of_dataset(examples, name)
     if takes_context(examples):
-        return _opened(examples(tf.distribute.InputContext()), name)
+        return _opened(examples(machine()), name)
     if _is_function(examples):
         return _opened(examples(), name)
     _check_read(examples, name)
@@ -268,116 +315,62 @@ def _zipped(images: Any, labels: Any) -> Iterator[tuple]:
     return zip(images, labels, strict=True)
 
 
-def _as_dataset(source: Any, num_classes: int | None, name: str) -> tf.data.Dataset:
-    """A Dataset of what `_opened` gives; what can be read once only is read into memory."""
-    import tensorflow as tf
-
-    if not callable(source):
-        read, size = [], 0
-        for single in source:
-            read.append(single)
-            size += single[0].nbytes
-            if size > READ_BYTES:
-                expected = f"a generator of at most {READ_BYTES:,} bytes, as it is read to memory"
-                way = "tf.data.Dataset.from_generator takes the function"
-                raise ValueError(f"{name}: expected {expected}; this one is larger or endless: {way}")
-        source = partial(iter, read)
-
-    def singles() -> Iterator[tuple]:
-        for number, (image, label) in enumerate(source()):
-            if num_classes is None:
-                yield (image,)
-            elif label is None:
-                raise ValueError(_PAIRS.format(name, "images alone"))
-            else:
-                yield image, check_labels([label], num_classes, 1, number)[0]
-
-    first = next(singles(), None)
-    if first is None:
-        raise ValueError(_NONE.format(name))
-    spec = (tf.TensorSpec((None, None, 3), tf.float32), *(tf.TensorSpec(None, x.dtype) for x in first[1:]))
-    return tf.data.Dataset.from_generator(singles, output_signature=spec)
-
-
-def _unbatched(dataset: tf.data.Dataset, labelled: bool, name: str) -> tf.data.Dataset:
-    """A Dataset of single `(image, label)`, or of single `(image,)`, whatever its batches are."""
-    import tensorflow as tf
-
-    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+def _of_dataset(dataset: Any, name: str) -> Callable[[], Iterator]:
+    """A function to `_singles` of a `tf.data.Dataset`."""
+    if dataset.cardinality() == -1:  # tf.data.INFINITE_CARDINALITY
         raise ValueError(f"{name}: a dataset without end; give one epoch of it, without repeat()")
-    image, label = _parts(dataset.element_spec, name)
-    if labelled and (label is None or isinstance(label, tf.NoneTensorSpec)):
-        raise ValueError(_PAIRS.format(name, "images alone"))
-    for part in (image, label) if labelled else (image,):
-        if not isinstance(part, tf.TensorSpec):
+    for part in _parts(dataset.element_spec, name):
+        if part is not None and type(part).__name__ not in ("TensorSpec", "NoneTensorSpec"):
             raise ValueError(_PAIRS.format(name, f"elements {part}"))
-        if part.shape.rank is not None and 0 in part.shape:
-            raise ValueError(f"{name}: expected no empty images or labels, received shape {part.shape}")
-    if image.dtype == tf.string:
+    image = _parts(dataset.element_spec, name)[0]
+    if image.dtype == "string":
         _check_read("names", name)
     if image.shape.rank is not None:
         check_shape(([None] if image.shape.rank < 4 else []) + list(image.shape), 1)
-
-    def pick(*element):
-        parts = _parts(element[0] if len(element) == 1 else element, name)[: 1 + labelled]
-        full = tf.reduce_all([tf.size(part) > 0 for part in parts])  # TensorFlow would crash
-        with tf.control_dependencies([tf.debugging.Assert(full, [f"{name}: expected no empty batches"])]):
-            return tuple(tf.identity(part) for part in parts)
-
-    picked = dataset.map(pick)
-    first = next(iter(picked.take(1)), None)  # a Dataset itself may not know how many axes its images have
-    if first is None:
-        raise ValueError(_NONE.format(name))
-    return picked.unbatch() if first[0].shape.rank == 4 else picked
+    return lambda: _singles(dataset.as_numpy_iterator(), name)
 
 
-def _checked(singles: tf.data.Dataset, num_classes: Any, multi_label: Any, name: str) -> Examples:
-    """Check the first examples of a Dataset, and let it check each one that passes.
+def _memorized(singles: Iterator, name: str) -> Callable[[], Iterator]:
+    """What can be read once only, read into memory."""
+    read, size = [], 0
+    for single in singles:
+        read.append(single)
+        size += single[0].nbytes
+        if size > READ_BYTES:
+            expected = f"a generator of at most {READ_BYTES:,} bytes, as it is read to memory"
+            way = "give the function that makes it"
+            raise ValueError(f"{name}: expected {expected}; this one is larger or endless: {way}")
+    return partial(iter, read)
 
-    A graph tells at once that an example is right; where it does not, the checks of arrays decide, and say
-    what is wrong.
-    """
-    import tensorflow as tf
 
-    def check_one(number: int, image: Any, *label: Any) -> list[np.ndarray]:
-        check_images(np.asarray(image)[None], 1, number, warn=False)
-        return [check_labels(np.asarray(each)[None], num_classes, 1, number) for each in label]
+def _checked(
+    read: Callable[[], Iterator], num_classes: int | None, multi_label: Any, name: str, count: int | None
+) -> Examples:
+    """Check the first 16 examples, and each one that passes later."""
 
-    some = list(singles.take(16).as_numpy_iterator())
+    def check(number: int, image: np.ndarray, label: Any) -> tuple[np.ndarray, Any]:
+        check_images(image[None], 1, number, warn=False)
+        if num_classes is None:
+            return image, np.int64(0)
+        if label is None:
+            raise ValueError(_PAIRS.format(name, "images alone"))
+        return image, check_labels(np.asarray(label)[None], num_classes, 1, number)[0]
+
+    some = [check(number, *single) for number, single in enumerate(itertools.islice(read(), 16))]
     if not some:
         raise ValueError(_NONE.format(name))
-    rows = [row for number, example in enumerate(some) for row in check_one(number, *example)]
-    check_range(np.concatenate([image.ravel() for image, *_ in some]))  # of one alone, [0, 1] may be bright
-    vectors = bool(rows) and rows[0].ndim == 2
-    several = any(holds_several(row, multi_label, number) for number, row in enumerate(rows))
+    check_range(np.concatenate([image.ravel() for image, _ in some]))  # of one alone, [0, 1] may be bright
+    how = None if num_classes is None else multi_label
+    several = any(holds_several(np.asarray(label)[None], how, n) for n, (_, label) in enumerate(some))
+    rank = np.ndim(some[0][1])
 
-    def words(number, *example) -> bytes:
-        try:
-            for row in check_one(int(number), *example):
-                if (row.ndim == 2) != vectors:
-                    raise ValueError(f"labels: expected one shape, received another in example {number}")
-                holds_several(row, several, int(number))
-        except ValueError as error:
-            return str(error).encode()
-        return b""
+    def every() -> Iterator[tuple[np.ndarray, Any]]:
+        for number, single in enumerate(read()):
+            image, label = check(number, *single)
+            if np.ndim(label) != rank:
+                raise ValueError(f"labels: expected one shape, received another in example {number}")
+            if rank:
+                holds_several(label[None], several, number)
+            yield image, label
 
-    def check(number, example):
-        image, *label = example
-        right = tf.reduce_all(tf.abs(image) <= 16) & (tf.rank(image) == 3) & (tf.shape(image)[-1] == 3)
-        for value in label:
-            value = tf.cast(value, tf.float32)
-            right &= tf.reduce_all(value >= 0)
-            if vectors:
-                right &= (tf.rank(value) == 1) & (tf.size(value) == num_classes) & tf.reduce_all(value <= 1)
-                right &= several or abs(tf.reduce_sum(value) - 1) <= 1e-3
-            else:
-                right &= (tf.size(value) == 1) & (tf.reduce_max(value) < num_classes)
-                right &= tf.reduce_all(value == tf.floor(value))
-        found = tf.cond(right, lambda: "", lambda: tf.numpy_function(words, [number, *example], tf.string))
-        with tf.control_dependencies([tf.debugging.Assert(found == "", [found])]):
-            image = tf.ensure_shape(tf.cast(image, tf.float32), (None, None, 3))
-            if vectors:
-                return image, tf.ensure_shape(tf.cast(label[0], tf.float32), (num_classes,))
-            return image, tf.reshape(tf.cast(label[0], tf.int64), ()) if label else tf.zeros((), tf.int64)
-
-    return Examples(singles.enumerate().map(check), some[0][0], several)
+    return Examples(every, len(some[0][0]), None, count, several)

@@ -11,11 +11,12 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from numpy.typing import ArrayLike
 
 from bitlib import augment, loop, ops, zoo
-from bitlib.examples import errors_in_words, prepare, takes_context
+from bitlib.devices import BACKEND, forward
+from bitlib.examples import ahead, errors_in_words, prepare, takes_context
 from bitlib.hyperrule import Plan
 from bitlib.inputs import check_whole
 from bitlib.model import BiT
@@ -53,8 +54,9 @@ def fit(
     sigmoid for each class, summed over classes.
 
     A model that was made in the scope of a `tf.distribute` strategy is trained on all of its replicas, which
-    share each batch of the plan. The same seed gives the same batches however many replicas there are,
-    however each batch is accumulated, and wherever a run was stopped.
+    share each batch of the plan; so do JAX's devices under `keras.distribution.DataParallel`. The same seed
+    gives the same batches on every backend, however many devices there are, however each batch is
+    accumulated, and wherever a run was stopped.
 
     Args:
         model: with a head, such as `bitlib.load(name, head=10)` gives: of zeros, as the rule wants it.
@@ -78,8 +80,8 @@ def fit(
         save_every: steps between two savings; None for a tenth of the training. It is saved at the end.
         validate_every: steps between two validations; None for the end only.
         tensorboard: a folder for TensorBoard to read loss, rate and validation from.
-        jit_compile: compile every GroupNorm with XLA: the same numbers to the last digits, some hundredths
-            faster on CPUs.
+        jit_compile: on TensorFlow, compile every GroupNorm with XLA: the same numbers to the last digits,
+            some hundredths faster on CPUs. JAX compiles the whole step in any case.
 
     Returns:
         The history, of the whole training also where it was resumed.
@@ -170,15 +172,15 @@ def evaluator(
     """
     check_whole("batch_size", batch_size)
     given = prepare(examples, num_classes, multi_label, name)
-    batches = augment.evaluation_batches(given, plan, num_classes, batch_size)
-    forward = _forward(model, plan)
+    compute = forward(model)
 
     def evaluation() -> tuple[float, float]:
         with errors_in_words(name):
-            found = [(tf.cast(forward(images), tf.float32), labels) for images, labels in batches]
-        logits, labels = (tf.concat(parts, 0) for parts in zip(*found, strict=True))
-        truth = labels if labels.shape.rank == 2 else tf.one_hot(labels, logits.shape[-1])
-        loss = float(tf.reduce_mean(_cross_entropy(truth, logits, given.several)))
+            batches = ahead(augment.evaluation_batches(given, plan, num_classes, batch_size))
+            found = [(compute(images), labels) for images, labels in batches]
+        logits, labels = map(np.concatenate, zip(*found, strict=True))
+        truth = labels if labels.ndim == 2 else np.eye(logits.shape[-1], dtype=np.float32)[labels]
+        loss = float(keras.ops.mean(_cross_entropy(truth, logits, given.several)))
         if given.several:
             return multi_label_scores(truth, logits)["average_precision"], loss
         return float(np.mean(np.argmax(logits, axis=-1) == np.argmax(truth, axis=-1))), loss
@@ -198,12 +200,14 @@ def predict(model: BiT, images: Any, plan: Plan, batch_size: int = 64) -> np.nda
 
     Raises: as `evaluate`.
     """
-    num_classes = _check_model(model, plan)
+    _check_model(model, plan)
     check_whole("batch_size", batch_size)
-    batches = augment.evaluation_batches(prepare(images, None, name="images"), plan, num_classes, batch_size)
-    forward = _forward(model, plan)
+    compute = forward(model)
     with errors_in_words("images"):
-        return np.concatenate([forward(batch) for batch, _ in batches])
+        batches = ahead(
+            augment.evaluation_batches(prepare(images, None, name="images"), plan, None, batch_size)
+        )
+        return np.concatenate([compute(batch) for batch, _ in batches])
 
 
 def _check_model(model: BiT, plan: Plan) -> int:
@@ -245,15 +249,15 @@ def _trainable(model: BiT, freeze: str | None) -> list:
 
 
 class MomentumSGD(keras.optimizers.SGD):
-    """Keras' own, its update in one pass over memory instead of ten."""
+    """Keras' own; in TensorFlow its update makes one pass over memory instead of ten."""
 
-    def update_step(
-        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
-    ) -> tf.Operation | None:
+    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> Any:
         """velocity = momentum · velocity - rate · gradient; variable += velocity."""
         velocity = self.momentums[self._get_variable_index(variable)].value
         if not hasattr(velocity, "handle") or not hasattr(variable, "handle"):
             return super().update_step(gradient, variable, learning_rate)
+        import tensorflow as tf
+
         return tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
             accum=velocity.handle,
@@ -264,17 +268,18 @@ class MomentumSGD(keras.optimizers.SGD):
 
 
 def _optimizer(model: BiT, plan: Plan):
-    optimizer = MomentumSGD(plan.base_lr, momentum=plan.momentum)
+    sgd = MomentumSGD if BACKEND == "tensorflow" else keras.optimizers.SGD
+    optimizer = sgd(plan.base_lr, momentum=plan.momentum)
     if model.dtype_policy.compute_dtype == "float16":  # whose smallest gradients would round to zero
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 
-def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor, several: bool) -> tf.Tensor:
+def _cross_entropy(labels: Tensor, logits: Tensor, several: bool) -> Tensor:
     """Of a softmax, or of a sigmoid for each class: labels, logits float `[N, classes]` -> `[N]`, in nats."""
     if several:
-        return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
-    return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
+        return keras.ops.sum(keras.ops.binary_crossentropy(labels, logits, from_logits=True), axis=-1)
+    return keras.ops.categorical_crossentropy(labels, logits, from_logits=True)
 
 
 def _loss_of(model: BiT, plan: Plan, several: bool = False, jit_compile: bool = False) -> Callable:
@@ -282,17 +287,10 @@ def _loss_of(model: BiT, plan: Plan, several: bool = False, jit_compile: bool = 
 
     def loss_of(images, labels):
         with ops.computed_by(model, ops.fast(compiled=jit_compile)):
-            logits = tf.cast(model(images, training=True), tf.float32)
-        return tf.reduce_sum(_cross_entropy(labels, logits, several)) / plan.batch_size
+            logits = keras.ops.cast(model(images, training=True), "float32")
+        return keras.ops.sum(_cross_entropy(labels, logits, several)) / plan.batch_size
 
     return loss_of
-
-
-def _forward(model: keras.Model, plan: Plan):
-    return tf.function(
-        lambda images: model(augment.evaluation_image(images, plan)),
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)],
-    )
 
 
 def multi_label_scores(labels: ArrayLike, logits: ArrayLike) -> dict[str, float]:

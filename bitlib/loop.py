@@ -1,8 +1,7 @@
-"""The training loop: any loss, on one replica or many, resumable, watched by a guard.
+"""The training loop: any loss, on any backend, on one device or many, resumable, watched by a guard.
 
-It is our own, around `strategy.run` and the optimizer: `keras.Model.fit` fails under
-`MultiWorkerMirroredStrategy`, cannot be stopped and resumed to the same weights, and does not notice a
-model that does not train.
+It is our own: `keras.Model.fit` fails under `MultiWorkerMirroredStrategy`, cannot be stopped and resumed to
+the same weights, and does not notice a model that does not train.
 """
 
 from __future__ import annotations
@@ -10,22 +9,19 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from bitlib import augment, ops, progress
-from bitlib.examples import errors_in_words
+from bitlib import augment, progress
+from bitlib.devices import Devices, devices_of
+from bitlib.examples import ahead, errors_in_words, machine
 from bitlib.hyperrule import Plan
 from bitlib.inputs import check_whole
 from bitlib.resume import History, Saved
-
-ops.require_tensorflow("training by bitlib")
 
 
 def train(
@@ -41,6 +37,7 @@ def train(
     verbose: int = 1,
     *,
     run: dict[str, Any],
+    models: Sequence[keras.Model] = (),
     names: tuple[str, str] = ("model", "train"),
     clip: float | None = None,
     accumulate: int = 1,
@@ -53,8 +50,8 @@ def train(
 
     Args:
         examples, num_classes: as of `shared`.
-        loss_of, variables, clip: as of `train_step`.
-        make_optimizer: called in the scope of the model's strategy. The rate is set at each step.
+        loss_of, variables, models, clip: as of `train_step`.
+        make_optimizer: called in the scope of the model's devices. The rate is set at each step.
         validate: () -> accuracy and loss; None for no validation.
         run: the arguments that make this training this one, besides plan and seed, as JSON has them.
         names: the arguments that model and examples were given by, for messages.
@@ -63,8 +60,8 @@ def train(
     Raises: as `bitlib.finetune.fit`.
     """
     seed = check_whole("seed", seed, least=-(2**63))
-    strategy = _strategy_of(model, plan.batch_size)
-    with strategy.scope():
+    devices = devices_of(model, plan.batch_size)
+    with devices.scope():
         optimizer = make_optimizer()
         optimizer.build(variables)
     run = asdict(plan) | {"boundaries": list(plan.boundaries), "seed": seed} | run
@@ -73,12 +70,12 @@ def train(
     history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
     start = len(history.loss)
     guard = None if start else Guard(variables, names[0])
-    update = train_step(loss_of, optimizer, variables, strategy, accumulate, clip)
+    update = train_step(loss_of, optimizer, variables, devices, models or [model], accumulate, clip)
     save_every = save_every or max(1, plan.steps // 10)
-    chief = is_chief(strategy)
+    chief = devices.chief
     log = TensorBoard(tensorboard if chief else None)
     with errors_in_words(names[1]), progress.bar(plan.steps, "step", start, bool(verbose and chief)) as bar:
-        batches = shared(examples, plan, num_classes, seed, start, strategy)
+        batches = shared(examples, plan, num_classes, seed, start, devices)
         for done, batch in zip(range(start + 1, plan.steps + 1), batches, strict=False):
             rate = optimizer.learning_rate = plan.learning_rate(done - 1)
             loss = float(update(*batch))
@@ -105,117 +102,43 @@ def train(
     return history
 
 
-def _strategy_of(model: keras.Model, batch_size: int) -> tf.distribute.Strategy:
-    """The strategy that a model was made in, or the one whose scope we are in; its replicas share a batch."""
-    owner = getattr(model.variables[0].value, "distribute_strategy", None)
-    strategy = owner or tf.distribute.get_strategy()
-    replicas = strategy.num_replicas_in_sync
-    if owner is None and replicas > 1:
-        raise ValueError("model: made outside the strategy's scope; load it within `with strategy.scope():`")
-    if batch_size % replicas:
-        raise ValueError(
-            f"plan: batch_size {batch_size} cannot be shared equally by the {replicas} replicas of the "
-            "strategy"
-        )
-    return strategy
-
-
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process writes files: the only one, or the first of several."""
-    resolver = strategy.cluster_resolver
-    if resolver is None or resolver.task_type in (None, "", "chief"):
-        return True
-    is_first = resolver.task_type == "worker" and resolver.task_id == 0
-    return is_first and "chief" not in resolver.cluster_spec().jobs
-
-
 def shared(
-    examples: Any, plan: Plan, num_classes: int, seed: int, start: int, strategy: tf.distribute.Strategy
-) -> Iterable:
-    """The batches of a plan from a step on, each shared by the replicas.
+    examples: Any, plan: Plan, num_classes: int, seed: int, start: int, devices: Devices
+) -> Iterator[tuple]:
+    """The batches of a plan from a step on, as tensors, each shared by the devices.
 
     MixUp blends across shares: every machine makes whole batches and takes its own part, so they are the same
     batches however many machines there are. Where `examples` is a function of a machine's
     `tf.distribute.InputContext`, each makes its share, and blends within it, from what that gives it.
     """
-
-    def part(context):
-        machines, index = context.num_input_pipelines, context.input_pipeline_id
-        share = plan.batch_size // machines
-        if callable(examples):
-            rule, own_seed = replace(plan, batch_size=share), seed + (index << 31)
-            return augment.training_batches(examples(context), rule, num_classes, own_seed, start)
-        rows = slice(index * share, (index + 1) * share)
-        whole = augment.training_batches(examples, plan, num_classes, seed, start)
-        return whole.map(lambda images, labels: (images[rows], labels[rows])) if machines > 1 else whole
-
-    replicas = strategy.num_replicas_in_sync
-    if replicas == 1:
-        return part(tf.distribute.InputContext())
-    return strategy.distribute_datasets_from_function(
-        lambda context: part(context).rebatch(plan.batch_size // replicas)
-    )
+    whole = not callable(examples)
+    if not whole:
+        examples = examples(machine(devices.index, devices.machines, plan.batch_size))
+        plan = replace(plan, batch_size=plan.batch_size // devices.machines)
+        seed += devices.index << 31
+    batches = augment.training_batches(examples, plan, num_classes, seed, start)
+    return devices.distributed(ahead(batches), whole)
 
 
 def train_step(
     loss_of: Callable,
     optimizer: keras.optimizers.Optimizer,
     variables: Sequence[keras.Variable],
-    strategy: tf.distribute.Strategy,
+    devices: Devices,
+    models: Sequence[keras.Model],
     accumulate: int = 1,
     clip: float | None = None,
 ) -> Callable:
     """A function from one batch, as `shared` gives it, to its loss; it updates the variables.
 
     Args:
-        loss_of: part of a batch -> its share of the loss: summed over parts and replicas it is the mean.
-        accumulate: parts that a replica computes its share of the batch in, one after the other.
+        loss_of: part of a batch -> its share of the loss: summed over parts and devices it is the mean.
+        models: that `loss_of` calls.
+        accumulate: parts that a device computes its share of the batch in, one after the other.
         clip: the norm that the gradient of the whole batch, of all variables together, is shrunk to if it
             is longer.
     """
-
-    def gradients(*batch):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in variables])
-            loss = loss_of(*batch)
-            scaled = optimizer.scale_loss(loss)
-        return loss, tape.gradient(scaled, [variable.value for variable in variables])
-
-    def accumulated(*batch):
-        if accumulate == 1:
-            return gradients(*batch)
-        count = tf.shape(batch[0])[0]
-        size = -(-count // accumulate)
-
-        def add(part, loss, sums):
-            rows = slice(part * size, (part + 1) * size)
-            more, grads = gradients(*(values[rows] for values in batch))
-            return part + 1, loss + more, [total + grad for total, grad in zip(sums, grads, strict=True)]
-
-        # One part after the other: side by side they would need the memory that this is to save.
-        _, loss, sums = tf.while_loop(
-            lambda part, *_: part * size < count,
-            add,
-            (tf.constant(0), tf.constant(0.0), [tf.zeros(variable.shape) for variable in variables]),
-            parallel_iterations=1,
-        )
-        return loss, sums
-
-    def replica_step(*batch):
-        loss, grads = accumulated(*batch)
-        if clip is not None:
-            replica = tf.distribute.get_replica_context()
-            whole, _ = tf.clip_by_global_norm(replica.all_reduce(tf.distribute.ReduceOp.SUM, grads), clip)
-            grads = [gradient / replica.num_replicas_in_sync for gradient in whole]
-        optimizer.apply(grads, variables)  # sums them over replicas
-        return loss
-
-    @tf.function
-    def step(*batch):
-        losses = strategy.run(replica_step, args=batch)
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
-
-    return step
+    return devices.step(loss_of, optimizer, variables, models, accumulate, clip)
 
 
 class Guard:
@@ -265,14 +188,18 @@ class TensorBoard:
     """Scalars for TensorBoard; does nothing where no folder is named."""
 
     def __init__(self, folder: str | os.PathLike | None):
-        if folder is not None and find_spec("tensorboard") is None:
-            raise ImportError("tensorboard: the package is not installed; pip install 'bitlib[tensorboard]'")
-        self.writer = None if folder is None else tf.summary.create_file_writer(str(folder))
+        self.writer = None
+        if folder is not None:
+            try:
+                from tensorboard.summary import Writer
+            except ImportError as error:
+                needed = "tensorboard: the package is not installed; pip install 'bitlib[tensorboard]'"
+                raise ImportError(needed) from error
+            self.writer = Writer(str(folder))
 
     def write(self, step: int, **scalars: float) -> None:
         """Write values of one step, by name."""
         if self.writer:
-            with self.writer.as_default():
-                for name, value in scalars.items():
-                    tf.summary.scalar(name, value, step)
-                self.writer.flush()
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
+            self.writer.flush()

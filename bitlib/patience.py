@@ -182,7 +182,7 @@ def from_labels(
     rates = keras.callbacks.LambdaCallback(
         on_train_batch_begin=lambda step, logs: setattr(optimizer, "learning_rate", rule.learning_rate(step))
     )
-    small.fit(batches.repeat(), steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[rates])
+    small.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[rates])
     return accuracy(small, given)
 
 

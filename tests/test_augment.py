@@ -24,7 +24,12 @@ def numbered(count):
 
 
 def numbers_of(batches):
-    return [np.round(images[:, 0, 0, 0].numpy() * 100).astype(int) for images, _ in batches]
+    return [np.round(images[:, 0, 0, 0] * 100).astype(int) for images, _ in batches]
+
+
+def cropped(image, plan, seed):
+    size = plan.resize if plan.random_crop else plan.crop
+    return augment.cropped(augment.resized(image[None], size), plan, np.random.default_rng(seed))[0]
 
 
 class TestImages:
@@ -34,10 +39,10 @@ class TestImages:
 
     def test_crop_is_a_part_of_the_resized_image(self, image):
         plan = a_plan(resize=40, crop=32)
-        resized = tf.image.resize(image, (40, 40)).numpy()
+        resized = augment.resized(image, 40)
         places = set()
         for number in range(30):
-            crop = augment.training_image(image, plan, (3, number)).numpy()
+            crop = cropped(image, plan, number)
             found = [
                 (y, x)
                 for y in range(9)
@@ -50,33 +55,31 @@ class TestImages:
 
     def test_without_crop_the_whole_image_is_resized(self, image):
         plan = a_plan(random_crop=False)
-        np.testing.assert_allclose(
-            augment.training_image(image, plan, (0, 0)), tf.image.resize(image, (32, 32)), atol=1e-6
-        )
+        np.testing.assert_allclose(cropped(image, plan, 0), tf.image.resize(image, (32, 32)), atol=1e-6)
 
     def test_half_of_the_images_are_mirrored_if_the_plan_says_so(self, image):
         plan = a_plan(random_crop=False, random_flip=True)
         straight = tf.image.resize(image, (32, 32)).numpy()
         mirrored = 0
         for number in range(60):
-            result = augment.training_image(image, plan, (1, number)).numpy()
-            if not np.allclose(result, straight):
+            result = cropped(image, plan, number)
+            if not np.allclose(result, straight, atol=1e-6):
                 np.testing.assert_allclose(result, straight[:, ::-1], atol=1e-6)
                 mirrored += 1
         assert 15 < mirrored < 45
 
-    def test_images_are_only_resized_for_testing(self, image):
-        np.testing.assert_allclose(
-            augment.evaluation_image(image, a_plan()), tf.image.resize(image, (32, 32)), atol=1e-6
-        )
+    @pytest.mark.parametrize("size", [32, 50, 64, 160])
+    def test_resizing_is_that_of_the_official_code(self, image, size):
+        expected = tf.image.resize(image, (size, size), "bilinear")
+        np.testing.assert_allclose(augment.resized(image, size), expected, atol=1e-6)
+        np.testing.assert_array_equal(augment.resized(image[None], size)[0], augment.resized(image, size))
 
 
 class TestMixup:
     def test_blends_images_and_labels_alike(self):
         images, _labels = numbered(16)
         one_hot = np.eye(16, dtype=np.float32)[np.arange(16)]
-        mixed, soft = augment.mixup(images, one_hot, 0.4, (5, 1))
-        soft = soft.numpy()
+        mixed, soft = augment.mixup(images, one_hot, 0.4, np.random.default_rng(5))
         np.testing.assert_allclose(soft.sum(1), 1, atol=1e-6)
         expected = np.tensordot(soft, images, 1)
         np.testing.assert_allclose(mixed, expected, atol=1e-6)
@@ -88,7 +91,7 @@ class TestMixup:
         for alpha in (0.1, 1.0):
             shares = []
             for number in range(400):
-                soft = augment.mixup(images, labels, alpha, (number, 7))[1].numpy()
+                soft = augment.mixup(images, labels, alpha, np.random.default_rng(number))[1]
                 shares.append(soft[0, 0])
             shares = np.array(shares)
             # Partners are drawn: half of the time an example meets itself, and stays as it is.
@@ -97,7 +100,7 @@ class TestMixup:
 
     def test_none_of_it_for_alpha_0(self):
         images, labels = numbered(4)
-        same, too = augment.mixup(images, labels, 0, (0, 0))
+        same, too = augment.mixup(images, labels, 0, np.random.default_rng(0))
         assert same is images
         assert too is labels
 
@@ -117,7 +120,7 @@ class TestTrainBatches:
 
     def test_labels_belong_to_their_images(self):
         for images, labels in self.batches(numbered(23)):
-            numbers = np.round(images[:, 0, 0, 0].numpy() * 100).astype(int)
+            numbers = np.round(images[:, 0, 0, 0] * 100).astype(int)
             np.testing.assert_array_equal(np.argmax(labels, 1), numbers % 5)
 
     @pytest.mark.parametrize("start", [1, 5, 11])
@@ -182,7 +185,7 @@ class TestTrainBatches:
         assert sizes == [2, 1]
 
     def test_every_test_example_once_and_in_order(self):
-        seen = [labels.numpy() for _, labels in augment.evaluation_batches(numbered(50), a_plan(), 5, 16)]
+        seen = [labels for _, labels in augment.evaluation_batches(numbered(50), a_plan(), 5, 16)]
         assert [len(batch) for batch in seen] == [16, 16, 16, 2]
         np.testing.assert_array_equal(np.concatenate(seen), numbered(50)[1])
 
@@ -200,7 +203,7 @@ class TestTrainBatches:
             ((np.zeros((0, 32, 32, 3), np.float32), np.zeros(0, int)), "at least one"),
             (tf.data.Dataset.from_tensor_slices(numbered(4)).repeat(), "without end"),
             (tf.data.Dataset.from_tensor_slices(numbered(4)).take(0), "at least one example"),
-            (tf.data.Dataset.range(4), "pairs of an image and a label"),
+            (tf.data.Dataset.range(4), r"images: expected shape \[N, H, W, 3\]"),
         ],
     )
     def test_refusals(self, examples, message):

@@ -18,6 +18,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 import bitlib
 from bitlib import augment, datasets, features, finetune, hyperrule, images, loop
+from bitlib.devices import Devices
 from bitlib.model import BiT
 from tests.conftest import PEAK, needs_proc
 
@@ -510,7 +511,7 @@ class TestEvaluation:
         )
         plan = a_plan()
         logits = finetune.predict(model, examples[0], plan, batch_size=7)
-        expected = model(augment.evaluation_image(examples[0], plan)).numpy()
+        expected = model(augment.resized(examples[0], plan.crop)).numpy()
         np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
         accuracy, loss = finetune.evaluate(model, examples, plan, batch_size=7)
         assert accuracy == np.mean(expected.argmax(-1) == examples[1])
@@ -620,12 +621,13 @@ def part_of(examples):
 def share_of(index, *arguments, shared=loop.shared):
     """The batches that one of two machines makes; arguments as of `loop.shared`."""
 
-    class OfTwo:
-        num_replicas_in_sync = 2
+    class OfTwo(Devices):
+        machines = 2
 
-        def distribute_datasets_from_function(self, part):
-            return part(tf.distribute.InputContext(2, index, 2))
+        def distributed(self, batches, whole):
+            return batches
 
+    OfTwo.index = index
     return shared(*arguments[:-1], OfTwo())
 
 
@@ -679,10 +681,8 @@ class TestDistribution:
 
         def joined(*arguments):
             """What the two compute together, as the batches of one."""
-            parts = tf.data.Dataset.zip(*(share_of(index, *arguments) for index in range(2)))
-            return parts.map(
-                lambda *shares: tuple(tf.concat(values, 0) for values in zip(*shares, strict=True))
-            )
+            for shares in zip(*(share_of(index, *arguments) for index in range(2)), strict=True):
+                yield tuple(map(tf.concat, zip(*shares, strict=True), (0, 0)))
 
         monkeypatch.setattr(loop, "shared", joined)
         self.compare(small_npz, part_of(examples), tmp_path, 2)
