@@ -18,8 +18,7 @@ CARD = """# {title}
 {what}
 
 - **Weights:** {weights}
-- **Input:** `inputs`, float32 `[N, height, width, 3]`, RGB in {range}, which is
-  checked; height and width at least 32.
+- **Input:** `inputs`, float32 `[N, height, width, 3]`, RGB in {range}; height and width at least 32.
 - **Output:** {results}.{more}
 - **Preprocessing:** {preprocessing}
 - **Licence:** {licence}
