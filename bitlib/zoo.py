@@ -178,20 +178,24 @@ class Source:
         card: what is known of the model; of a handle, also what that module took and gave.
         path: the file.
         verified: its SHA-256, where it was compared when the file was found.
+        fingerprint: of the weights as they were loaded (`bitlib.checkpoint.fingerprint`).
     """
 
     card: Card
     path: Path
     verified: str | None = None
+    fingerprint: int | None = None
 
     @classmethod
     def of(cls, fields: Mapping) -> Source:
         """What `config` gave."""
-        return cls(Card.of(fields["card"]), Path(fields["file"]), fields["verified"])
+        own = fields["verified"], fields.get("fingerprint")
+        return cls(Card.of(fields["card"]), Path(fields["file"]), *own)
 
     def config(self) -> dict:
         """Its fields as JSON, of the path the name alone: it says nothing of the machine."""
-        return {"card": asdict(self.card), "file": self.path.name, "verified": self.verified}
+        own = {"verified": self.verified, "fingerprint": self.fingerprint}
+        return {"card": asdict(self.card), "file": self.path.name, **own}
 
     @cached_property
     def sha256(self) -> str:
