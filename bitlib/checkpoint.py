@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -297,8 +298,16 @@ def load(
         for name, variable in model.arrays.items():
             if name not in HEAD or head == "keep":
                 variable.assign(arrays[name])
-    model.source, model.card = source, card
+    model.source, model.card = replace(source, fingerprint=fingerprint(model)), card
     return model
+
+
+def fingerprint(model: BiT) -> int:
+    """A number for the weights of a model, of some values of each array; any training changes it."""
+    from keras import ops
+
+    some = [ops.reshape(variable.value, (-1,))[:16] for variable in model.variables]
+    return zlib.crc32(b"".join(np.asarray(ops.convert_to_numpy(v), "<f4").tobytes() for v in some))
 
 
 def _checked_head(head: Any) -> tuple[str | int | None, tuple[str, ...] | None]:

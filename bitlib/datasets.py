@@ -111,9 +111,9 @@ def splits(
     Args:
         name, data_dir, columns: as of `labelled`.
         shots: examples of each class to learn from, drawn by `draw`; 0 for all.
-        num_test: examples to test on, at most; None for all that are not learnt from. Where all are to be
-            learnt from and there are no splits, a third is set aside, at most: of each class with two
-            pictures or more at least one, and not all.
+        num_test: examples to test on, at most, of a test split in proportion to its classes; None for all
+            that are not learnt from. Where all are to be learnt from and there are no splits, a third is set
+            aside, at most: of each class with two pictures or more at least one, and not all.
         seed: of what is drawn.
 
     Returns:
@@ -131,11 +131,13 @@ def splits(
         return drawn_splits(own[0], shots, num_test, seed)
     (pictures, labels, class_names), (test_pictures, test_labels, test_names) = own
     test_labels = as_learnt(name, class_names, labels, test_names, test_labels)
+    folders.warn_of_copies(pictures, test_pictures)
     if _count("shots", shots):
         chosen = _first_of_each(labels, _rng(seed).permutation(len(labels)), shots)
         pictures, labels = [pictures[i] for i in chosen], labels[chosen]
     if _count("num_test", num_test):
-        some = _rng(seed).permutation(len(test_labels))[:num_test]
+        some = _in_turn(test_labels, _rng(seed).permutation(len(test_labels)))[:num_test]
+        _warn_if_untested(test_labels, test_labels[some], class_names)
         test_pictures, test_labels = [test_pictures[i] for i in some], test_labels[some]
     return (pictures, labels), (test_pictures, test_labels), class_names
 
@@ -179,33 +181,46 @@ def drawn_splits(
     rng = _rng(seed)
     tested = _count("num_test", num_test)
     if _count("shots", shots):
-        chosen, test = draw(labels, shots, seed=seed)
+        chosen, test = _drawn(labels, shots, None, seed)
         test = rng.permutation(test)[: tested or None]
     else:
         test, chosen = _stratified(labels, tested, rng)
-    if missing := sorted(set(labels[chosen]) - set(labels[test])):
-        names = ", ".join(str(found[2][label]) for label in missing[:5])
-        warnings.warn(f"name: no pictures to test on of {names}; {len(missing)} classes in all", stacklevel=3)
+    _warn_if_untested(labels[chosen], labels[test], found[2])
     parts = [([pictures[i] for i in part], labels[part]) for part in (chosen, test)]
+    folders.warn_of_copies(parts[0][0], parts[1][0])
     return parts[0], parts[1], found[2]
+
+
+def _warn_if_untested(labels: np.ndarray, tested: np.ndarray, class_names: Sequence | None = None) -> None:
+    """Warn of classes none of which is to test on."""
+    if missing := sorted(set(labels) - set(tested)):
+        names = ", ".join(str(class_names[label] if class_names else label) for label in missing[:5])
+        where = "name" if class_names else "labels"
+        warnings.warn(f"{where}: none to test on of {names}; {len(missing)} classes in all", stacklevel=4)
+
+
+def _in_turn(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Indices in such an order that however many are taken, they are in proportion to the classes."""
+    rank = np.zeros(len(labels))
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        rank[of_class] = np.linspace(0, 1, len(of_class))
+    return order[np.argsort(rank[order], kind="stable")]
 
 
 def _stratified(labels: np.ndarray, num_test: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Indices to test on, a third at most, and the others; each class with two examples is on both sides."""
     order = rng.permutation(len(labels))
-    rank = np.ones(len(labels))  # by which examples are tested on, the lowest first; single ones never are
-    several = 0
-    for label in np.unique(labels):
-        of_class = order[labels[order] == label]
-        if len(of_class) > 1:
-            rank[of_class] = np.linspace(0, 1, len(of_class))
-            several += 1
+    classes, counts = np.unique(labels, return_counts=True)
+    several = np.sum(counts > 1)
     if 0 < num_test < several:
         raise ValueError(f"num_test: expected at least {several}, one for each class, received {num_test}")
     if not several:
         raise ValueError("labels: each class has one picture; expected two, to learn from and to test on")
-    count = max(several, min(num_test or len(labels), len(labels) // 3, np.sum(rank < 1)))
-    tested = np.isin(order, order[np.argsort(rank[order], kind="stable")[:count]])
+    count = max(several, min(num_test or len(labels), len(labels) // 3, len(labels) - len(classes)))
+    single = np.isin(labels, classes[counts == 1])  # learnt from, always
+    in_turn = _in_turn(labels, order)
+    tested = np.isin(order, in_turn[~single[in_turn]][:count])
     return order[tested], order[~tested]
 
 
@@ -302,8 +317,18 @@ def draw(
 
     Raises:
         ValueError: a class has fewer than `shots` examples left, or nothing is left to test on.
+
+    Warns:
+        UserWarning: nothing of a class is left to test on.
     """
     labels = np.asarray(labels)
+    train, test = _drawn(labels, shots, num_test, seed)
+    _warn_if_untested(labels, labels[test])
+    return train, test
+
+
+def _drawn(labels: np.ndarray, shots: int, num_test: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `draw`, without a warning."""
     check_whole("shots", shots, expected="at least 1 example of each class, a whole number")
     if num_test is not None:
         check_whole("num_test", num_test, most=len(labels) - 1)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bitlib import images
+from bitlib.digests import sha256
 
 Labelled = tuple[list[Path], np.ndarray, list[str]]
 
@@ -37,7 +38,10 @@ COLUMNS = {
     "label": "label labels class classes classname classlabel category target",
     "split": "split subset partition",
 }
-"""What the columns of a table are called, in any case, with or without blanks and underscores."""
+"""What the columns of a table are called, in any case, with or without blanks and underscores. Of splits, one
+whose values are words of `SPLITS` will do."""
+
+_NO_SPLITS = re.compile(r"is(train|test|val|valid|validation)|k?folds?|set")
 
 
 def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
@@ -52,8 +56,8 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
             (`bitlib.images.is_picture`), and such a one is an error when it is used.
 
     Returns:
-        the pictures' paths, their labels int64 `[N]`, and the class names: those of the subfolders,
-        sorted.
+        the pictures' paths, their labels int64 `[N]`, and the class names: those of the subfolders, numbers
+        by size, others sorted.
 
     Raises:
         FileNotFoundError: there is no such folder, or no file in it.
@@ -61,7 +65,8 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
             have pictures.
 
     Warns:
-        UserWarning: some files cannot be read, a class has no pictures, or the classes hold the same
+        UserWarning: some files cannot be read, or are in two classes; a class has no pictures; names of
+            classes are nearly the same, or in another order than elsewhere; or the classes hold the same
             subfolders, which may have been meant as classes.
     """
     root, subfolders, files = _opened(path)
@@ -78,9 +83,12 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
         inner = images.listed(subfolders[0])[0]
         hint = f"; it holds {_some(_name(sub) for sub in inner)}: was {subfolders[0]} meant?" if inner else ""
         raise ValueError(f"path: {root} has one class, {_name(subfolders[0])}; expected at least two{hint}")
-    class_names = sorted({_name(sub) for sub in subfolders})
+    class_names = _ordered(map(_name, subfolders), f"path: {root}")
+    if class_names != sorted(class_names):
+        order = f"{_some(class_names)}, which Keras and PyTorch sort as text"
+        warnings.warn(f"path: {root}: the classes are in the order of their numbers, {order}", stacklevel=3)
     files, owners = map(list, zip(*owned, strict=True))
-    labels = np.searchsorted(class_names, owners)
+    labels = np.array(list(map(class_names.index, owners)), np.int64)
     good = _good(f"path: {root}", files, labels, class_names, verify)
     return [files[i] for i in np.flatnonzero(good)], labels[good], class_names
 
@@ -108,6 +116,40 @@ def _name(path: Path) -> str:
 def _some(names: Iterable) -> str:
     names = list(map(str, names))
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _ordered(names: Iterable[str], where: str) -> list[str]:
+    """Class names, each once: sorted, or by size if all are numbers. Warns if some are nearly the same."""
+    plain = {name: name.casefold() for name in names}
+    found = sorted(plain)
+    if all(re.fullmatch(r"-?\d+", name) for name in found):
+        plain = {name: str(int(name)) for name in found}
+        found.sort(key=int)
+    twice = Counter(plain.values())
+    if alike := [name for name in found if twice[plain[name]] > 1]:
+        warnings.warn(f"{where}: {_some(alike)} are taken as different classes", stacklevel=5)
+    return found
+
+
+def _contents(files: Sequence[str | os.PathLike]) -> list[tuple[int, str]]:
+    """What tells each file from those of other contents: its size, and SHA-256 where several have that."""
+    sizes = [os.path.getsize(file) for file in files]
+    several = Counter(sizes)
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda file, size: sha256(file) if several[size] > 1 else "", files, sizes)
+        return list(zip(sizes, digests, strict=True))
+
+
+def warn_of_copies(learnt: Sequence, tested: Sequence) -> None:
+    """Warn of pictures to test on that are to learn from, too: the same files, or copies of them."""
+    if all(isinstance(picture, Path) for part in (learnt, tested) for picture in part):
+        contents = _contents([*learnt, *tested])
+        seen = set(contents[: len(learnt)])
+        if twice := [
+            str(file) for file, key in zip(tested, contents[len(learnt) :], strict=True) if key in seen
+        ]:
+            these = f"{len(twice)} of {len(tested)} pictures to test on are also learnt from"
+            warnings.warn(f"name: {these}, such as {twice[0]}", stacklevel=3)
 
 
 def _opened(path: str | os.PathLike) -> tuple[Path, list[Path], list[Path]]:
@@ -204,6 +246,12 @@ def _good(where: str, files: Sequence[Path], labels: np.ndarray, class_names: li
     ]
     full = [class_names[label] for label in np.unique(labels[good])]
     empty = [name for name in class_names if name not in full]
+    first: dict[tuple[int, str], int] = {}
+    fine = np.flatnonzero(good).tolist() if verify else []
+    keys = zip(fine, _contents([files[i] for i in fine]), strict=True)
+    if twice := [(i, other) for i, key in keys if labels[other := first.setdefault(key, i)] != labels[i]]:
+        these = " and ".join(f"{class_names[labels[i]]}/{files[i].name}" for i in sorted(twice[0]))
+        lines.append(f"{len(twice)} pictures are in several classes, such as {these}")
     if full and empty:
         lines.append(f"no pictures of {_some(empty)}, which keeps its place among the classes")
     if lines:
@@ -241,9 +289,13 @@ def table(
             fractions, or a picture has two classes; or as `folder`.
 
     Warns:
-        UserWarning: as `folder`; or rows are repeated, or class names differ in case only.
+        UserWarning: as `folder`; or rows are repeated; or there are splits, which are put together here.
     """
-    return _read(source, columns, root)[0]
+    whole, splits = _read(source, columns, root)
+    if splits:
+        these = f"the splits {_some(sorted(set(splits)))} are put together"
+        warnings.warn(f"source: {these}; bitlib.datasets.splits keeps them apart", stacklevel=3)
+    return whole
 
 
 def table_parts(
@@ -278,6 +330,8 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
         names, numbers, cells = _csv(path)
     base = Path(os.path.expanduser(root)) if root else base
     found = {role: _column(role, columns.get(role), names) for role in COLUMNS}
+    if not found["split"]:
+        found["split"] = _column_of_splits(names, cells, found)
     texts = {role: list(map(_text, cells[names.index(name)])) for role, name in found.items() if name}
     for role, column in texts.items():
         empty = [f"row {number}" for number, text in zip(numbers, column, strict=True) if not text]
@@ -328,8 +382,7 @@ def _csv(path: Path) -> tuple[list[str], list[int], list[tuple[str, ...]]]:
 
 def _column(role: str, wanted: str | None, names: Sequence) -> Any:
     """The name of the column for a role; None if there is none for splits and none is wanted."""
-    plain = {name: re.sub(r"[\W_]", "", str(name).casefold()) for name in names}
-    found = [name for name in names if (name == wanted if wanted else plain[name] in COLUMNS[role].split())]
+    found = [name for name in names if (name == wanted if wanted else _plain(name) in COLUMNS[role].split())]
     if len(found) != 1 and (found or wanted or role != "split"):
         looked = wanted or COLUMNS[role].replace(" ", ", ")
         raise ValueError(
@@ -337,6 +390,22 @@ def _column(role: str, wanted: str | None, names: Sequence) -> Any:
             f'say which it is, columns={{"{role}": ...}}'
         )
     return found[0] if found else None
+
+
+def _plain(name: Any) -> str:
+    return re.sub(r"[\W_]", "", str(name).casefold())
+
+
+def _column_of_splits(names: Sequence, cells: Sequence[Sequence], found: Mapping[str, Any]) -> Any:
+    """The name of the one column whose values are those of splits, if there is one; warns of what may be."""
+    others = [(name, set(map(_text, column))) for name, column in zip(names, cells, strict=True)]
+    others = [(name, values) for name, values in others if name not in found.values()]
+    if len(right := [name for name, values in others if len(values) < 9 and known_splits(values)]) == 1:
+        return right[0]
+    if odd := [name for name, _ in others if _NO_SPLITS.fullmatch(_plain(name))]:
+        expected = "expected a column with values such as train and test"
+        warnings.warn(f"columns: {_some(odd)}, which may mean splits, is not used; {expected}", stacklevel=5)
+    return None
 
 
 def _text(value: Any) -> str:
@@ -351,17 +420,14 @@ def _classes(where: str, numbers: Sequence[int], texts: Sequence[str]) -> tuple[
     """Class numbers int64 `[N]` of a column of labels, and the class names: numbers by size, texts sorted."""
     texts = [unicodedata.normalize("NFC", text) for text in texts]
     try:
-        values = [float(text) for text in texts]
+        values = [float(text.replace("_", "?")) for text in texts]  # to Python, 1_0 is 10
     except ValueError:
-        class_names = sorted(set(texts))
+        pass
     else:
         rows = zip(numbers, values, strict=True)
         if odd := [f"{value} in row {number}" for number, value in rows if not value.is_integer()]:
             raise ValueError(f"{where} has the labels {_some(odd)}; expected whole numbers or names")
         texts = [t if t.isdigit() else str(int(value)) for t, value in zip(texts, values, strict=True)]
-        class_names = sorted(set(texts), key=lambda text: (int(text), text))
-    plain = Counter(map(str.casefold, class_names))
-    if alike := [name for name in class_names if plain[name.casefold()] > 1]:
-        warnings.warn(f"{where}: {_some(alike)} are taken as different classes", stacklevel=5)
+    class_names = _ordered(texts, where)
     places = {name: place for place, name in enumerate(class_names)}
     return np.array([places[text] for text in texts], np.int64), class_names

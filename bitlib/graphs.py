@@ -13,7 +13,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tensorflow.python.saved_model.save_context import save_context
 
 from bitlib import ops
-from bitlib.inputs import SMALLEST
+from bitlib.inputs import FARTHEST, SMALLEST
 from bitlib.model import BiT
 
 ops.require_tensorflow("bitlib.export")
@@ -46,19 +46,19 @@ class _Reusable(tf.Module):
 def function(model: BiT, input_range: tuple[float, float]) -> tuple[Callable, str]:
     """The model as one function of what callers feed, and the name of what comes out."""
     output = "features" if model.head is None else "logits"
-    return lambda inputs: model(_scaled(inputs, input_range)), output
+    return lambda inputs: model(scaled(inputs, input_range)), output
 
 
-def _scaled(inputs, input_range):
+def scaled(inputs, input_range):
     """What callers feed, in [-1, 1]."""
     return inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1
 
 
-def checked(inputs: tf.Tensor) -> tf.Tensor:
+def checked(inputs: tf.Tensor, input_range: tuple[float, float]) -> tf.Tensor:
     """Images that a network can take, or an `InvalidArgumentError` that says what was received.
 
     A loaded signature compares no shapes with those that it declares, and a convolution of a wrong one ends
-    the process.
+    the process. Of values, those are refused that are beyond `FARTHEST`, in [-1, 1]; NaN and infinity pass.
     """
     # What is declared is forgotten here, else TensorFlow would leave the check out as being true.
     inputs = tf.raw_ops.PlaceholderWithDefault(input=inputs, shape=tf.TensorShape(None))
@@ -66,14 +66,20 @@ def checked(inputs: tf.Tensor) -> tf.Tensor:
     sides = tf.concat([shape, [0] * 4], 0)
     right = (tf.size(shape) == 4) & (sides[3] == 3) & (tf.reduce_min(sides[1:3]) >= SMALLEST)
     trouble = f"inputs: expected float32 [N, H, W, 3], H and W at least {SMALLEST}; received shape"
-    with tf.control_dependencies([tf.debugging.Assert(right, [trouble, shape])]):
+    extent = tf.stack([reduce(tf.reshape(inputs, [-1]), 0) for reduce in (tf.reduce_min, tf.reduce_max)])
+    far = tf.math.is_finite(extent) & (abs(scaled(extent, input_range)) > FARTHEST)
+    beyond = f"inputs: expected values in {list(input_range)}; received from and to"
+    near = tf.debugging.Assert(~tf.reduce_any(far), [beyond, extent])
+    with tf.control_dependencies([tf.debugging.Assert(right, [trouble, shape]), near]):
         return tf.ensure_shape(tf.identity(inputs), INPUTS.shape)
 
 
 def reusable(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Callable]:
     """A module to load, call and train further, and its signature; both share one graph."""
     compute, output = function(model, input_range)
-    signature = tf.function(lambda inputs: {output: compute(checked(inputs))}, input_signature=[INPUTS])
+    signature = tf.function(
+        lambda inputs: {output: compute(checked(inputs, input_range))}, input_signature=[INPUTS]
+    )
     return callable_as(signature, lambda results: results[output], *_values(model.variables)), signature
 
 
@@ -111,7 +117,7 @@ def stages(model: BiT, input_range: tuple[float, float]) -> tuple[tf.Module, Cal
     """As `reusable`, of the feature maps by name, without the last norm and the head."""
 
     def compute(inputs):
-        maps = model.feature_maps(_scaled(checked(inputs), input_range))
+        maps = model.feature_maps(scaled(checked(inputs, input_range), input_range))
         return {name: tf.cast(value, tf.float32) for name, value in maps.items()}
 
     signature = tf.function(compute, input_signature=[INPUTS])
@@ -128,18 +134,18 @@ def frozen(model: BiT, input_range: tuple[float, float], jit_compile: bool) -> t
         traced = tf.function(compute, input_signature=[INPUTS]).get_concrete_function()
         constant = convert_variables_to_constants_v2(traced)
     module = tf.Module()
-    module.__call__ = tf.function(_in_halves(constant), input_signature=[INPUTS])
+    module.__call__ = tf.function(_in_halves(constant, input_range), input_signature=[INPUTS])
     return module, tf.function(lambda inputs: {output: module.__call__(inputs)}, input_signature=[INPUTS])
 
 
-def _in_halves(compute):
+def _in_halves(compute, input_range):
     """The same function, computed for the two halves of a batch side by side.
 
     An operation keeps all cores waiting for the slowest of them; meanwhile those of the other half go on.
     """
 
     def halves(inputs):
-        inputs = checked(inputs)
+        inputs = checked(inputs, input_range)
         count = tf.shape(inputs)[0]
         size = (count + 1) // 2
 

@@ -14,6 +14,10 @@ import numpy as np
 SMALLEST = 32
 """Height and width, in pixels, of the smallest images that a network takes: block 4 then has one pixel."""
 
+FARTHEST = 1.5
+"""Pictures in [-1, 1] that were resized or augmented stay nearer to 0 than this. Beyond it, a call of a model
+warns, and an exported file gives an error or NaN."""
+
 READING = "bitlib.images.batch([...], model.card) reads and prepares pictures"
 _SCALING = (
     "if they are in [0, 255], divide by 127.5 and subtract 1, of a tf.data.Dataset by "
@@ -112,7 +116,7 @@ def check_range(images: Any, first: int = 0, warn: bool = True) -> None:
         ValueError: not floating point; NaN or infinite; or values beyond ±16: surely [0, 255].
 
     Warns:
-        UserWarning: all values lie in [0, 1]: likely [0, 1], though a very bright image looks the same.
+        UserWarning: all values lie in [0, 1], as those of a very bright image may; or some beyond `FARTHEST`.
     """
     check_float(images)
     values = _values(images)
@@ -130,12 +134,13 @@ def check_range(images: Any, first: int = 0, warn: bool = True) -> None:
             f"images: expected floats in [-1, 1], received values from {low:.4g} to {high:.4g}, first in "
             f"image {number_of(abs(values) > 16, first)}; {_SCALING}"
         )
+    found = f"({low:.4g} to {high:.4g}), the model expects [-1, 1]; if they were"
     if warn and 0 <= low < high <= 1:
-        warnings.warn(
-            f"images: all values lie in [0, 1] ({low:.4g} to {high:.4g}), the model expects [-1, 1]; "
-            "if they were scaled to [0, 1], multiply by 2 and subtract 1",
-            stacklevel=2,
-        )
+        way = "scaled to [0, 1], multiply by 2 and subtract 1"
+        warnings.warn(f"images: all values lie in [0, 1] {found} {way}", stacklevel=2)
+    elif warn and max(-low, high) > FARTHEST:
+        way = "divided by a standard deviation, leave that out"
+        warnings.warn(f"images: values are beyond [-1, 1] {found} {way}", stacklevel=2)
 
 
 def number_of(wrong: np.ndarray, first: int) -> int:

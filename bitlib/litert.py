@@ -24,8 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 from bitlib import ops
-from bitlib.graphs import INPUTS, function, without_log
-from bitlib.inputs import SMALLEST, check_images, check_input_range
+from bitlib.graphs import INPUTS, function, scaled, without_log
+from bitlib.inputs import FARTHEST, SMALLEST, check_images, check_input_range
 from bitlib.model import BiT
 from bitlib.progress import stderr_aside
 from bitlib.writing import replacing
@@ -121,7 +121,11 @@ def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
             interpreter.allocate_tensors()
         interpreter.set_tensor(fed["index"], images)
         interpreter.invoke()
-        return interpreter.get_tensor(given["index"])
+        found = interpreter.get_tensor(given["index"])
+        if np.isnan(found).any():
+            received = f"values from {images.min():.4g} to {images.max():.4g}"
+            raise ValueError(f"images: expected values in the range of the file, received {received}")
+        return found
 
     return compute
 
@@ -173,8 +177,11 @@ def _converted(model: BiT, input_range, precision: str, images: np.ndarray | Non
     compute, output = function(model, input_range)
 
     def results(inputs):
-        zero = tf.reduce_sum(inputs - inputs, (1, 2, 3))[:, None]
-        return {output: compute(inputs) + zero}  # NaN where a pixel is NaN or infinite, which its ReLU loses
+        zero = tf.reduce_sum(
+            inputs - inputs, (1, 2, 3)
+        )  # NaN of a pixel that is, or infinite: a ReLU loses it
+        far = tf.reduce_max(abs(scaled(inputs, input_range)), (1, 2, 3)) > FARTHEST
+        return {output: compute(inputs) + tf.where(far, np.nan, zero)[:, None]}
 
     # The converter logs a dozen lines; what fails is raised.
     with without_log(), stderr_aside(), warnings.catch_warnings():

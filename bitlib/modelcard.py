@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitlib import labels, zoo
+from bitlib import checkpoint, labels, zoo
 
 if TYPE_CHECKING:
     from bitlib.model import BiT
@@ -65,7 +65,9 @@ def text(
     """
     card, source, published = model.card, model.source, _published(model)
     weights = "made here, not loaded from a file"
-    if source:
+    if source and _changed(model):
+        weights = f"made here, or changed since they were loaded from `{source.path.name}`"
+    elif source:
         digest = f", SHA-256 `{source.sha256}`" if source.path.is_file() else ""
         address = f", published at {published.url}" if published and published.url else ""
         weights = f"`{source.path.name}`{digest}{address}"
@@ -78,7 +80,7 @@ def text(
     known = card if published or model.tuned else None
     return CARD.format(
         mark=_MARK,
-        title=card.name if card else "A BiT-ResNet",
+        title=card.name if card and not _changed(model) else "A BiT-ResNet",
         what=what + ".",
         weights=weights + (", fine-tuned since." if model.tuned else "."),
         range="[-1, 1]" if tuple(input_range) == (-1, 1) else "[0, 1]",
@@ -98,24 +100,26 @@ def metadata(model: BiT) -> dict[str, str]:
     """What a format of one file can hold of a model's card: texts by name.
 
     Returns:
-        `units` and `width`; where the weights come from: `source`, `source_sha256`, `fine_tuned`; and of the
-        card `name`, `trained_on`, `licence`, `citation`, the preprocessing as `resolution`, `short_side`,
-        `antialias` and in words, `activation` (`softmax` or `sigmoid`), `class_list`, and `class_names` as
-        JSON. What is not known is not there; nor are names of a published list that cannot be had.
+        `units` and `width`; where the weights come from, unless they were changed by others than this
+        package: `source`, `source_sha256`, `fine_tuned`; and of the card `name`, `trained_on`, `licence`,
+        `citation`, the preprocessing as `resolution`, `short_side`, `antialias` and in words, `activation`
+        (`softmax` or `sigmoid`), `class_list`, and `class_names` as JSON. What is not known is not there; nor
+        are names of a published list that cannot be had.
     """
     card, source = model.card, model.source
     found: dict[str, Any] = {"units": "-".join(map(str, model.units)), "width": f"{model.width:g}"}
-    if source and source.path.is_file():
+    if source and source.path.is_file() and not _changed(model):
         found |= {"source": source.path.name, "source_sha256": source.sha256}
     if card:
-        found |= {"name": card.name, "trained_on": card.trained_on, "preprocessing": _preprocessing(card)}
+        found |= {} if _changed(model) else {"name": card.name, "trained_on": card.trained_on}
+        found |= {"preprocessing": _preprocessing(card)}
         found |= {"licence": card.licence, "citation": card.citation} if _published(model) else {}
         found |= {name: getattr(card, name) for name in ("resolution", "short_side", "antialias")}
     if card and model.num_classes:
         names, missing = labels.of_card(card, model.num_classes)
         found |= {"activation": card.activation, "class_list": card.labels}
         found["class_names"] = None if missing else json.dumps(names, ensure_ascii=False)
-    found["fine_tuned"] = model.tuned
+    found["fine_tuned"] = None if _changed(model) else model.tuned
     return {
         name: str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in found.items()
@@ -125,7 +129,14 @@ def metadata(model: BiT) -> dict[str, str]:
 
 def _published(model: BiT) -> zoo.Card | None:
     """The model's card, if its weights were published."""
-    return model.card if model.source is not None and model.source.card.name in zoo.names() else None
+    source = None if _changed(model) else model.source
+    return model.card if source and source.card.name in zoo.names() else None
+
+
+def _changed(model: BiT) -> bool:
+    """Whether the weights are not those loaded, nor tuned here: a clone's, or trained by Keras' own `fit`."""
+    loaded = model.source.fingerprint if model.source and not model.tuned else None
+    return loaded is not None and loaded != checkpoint.fingerprint(model)
 
 
 def is_one(path: Path) -> bool:

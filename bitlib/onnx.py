@@ -20,7 +20,7 @@ import numpy as np
 
 from bitlib import modelcard, reference
 from bitlib.checkpoint import HEAD, ROOT
-from bitlib.inputs import check_input_range
+from bitlib.inputs import FARTHEST, SMALLEST, check_input_range
 from bitlib.writing import replacing
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def _network(graph: _Graph) -> onnx.GraphProto:
     """All of it: images, root, units, pooled features, head; as `bitlib.reference.forward`."""
     arrays, info, types = graph.arrays, graph.library.helper.make_tensor_value_info, graph.library.TensorProto
     shape = graph.batch_shape or ("N", "height", "width", 3)
-    fed = info("inputs", types.UINT8 if graph.scale == "[0, 255]" else types.FLOAT, shape)
+    expected = f"RGB in {graph.scale}, at least {SMALLEST} pixels high and wide; of others the output is NaN"
+    fed = info("inputs", types.UINT8 if graph.scale == "[0, 255]" else types.FLOAT, shape, expected)
     x = graph.node("Transpose", [_scaled(graph)], "images", perm=[0, 3, 1, 2])
     x = _pool(graph, _convolution(graph, x, ROOT, stride=2))
     for path, stride in reference.units(arrays):
@@ -185,9 +186,21 @@ def _network(graph: _Graph) -> onnx.GraphProto:
 
 
 def _zero_or_nan(graph: _Graph) -> str:
-    """0 for each image, `[N, 1, 1, 1]`, or NaN if a pixel is NaN or infinite, which pools and ReLUs lose."""
+    """0 for each image, `[N, 1, 1, 1]`, or NaN if a pixel is NaN or infinite, which pools and ReLUs lose.
+
+    NaN, too, of images that `bitlib.graphs.checked` refuses: an ONNX graph has no errors of its own.
+    """
     mean = graph.node("ReduceMean", ["images"], "images/mean", axes=[1, 2, 3], keepdims=1)
-    return graph.node("Sub", [mean, mean], "images/zero_or_nan")
+    side = graph.node("Shape", ["images"], "images/size", start=2)
+    side = graph.node("ReduceMin", [side], "images/side", keepdims=1)
+    small = graph.node("Less", [side, graph.constant("smallest", [SMALLEST])], "images/small")
+    nowhere, farthest = graph.constant("nowhere", -1.0), graph.constant("farthest", FARTHEST)
+    limit = graph.node("Where", [small, nowhere, farthest], "images/limit")
+    most = graph.node("Abs", ["images"], "images/absolute")
+    most = graph.node("ReduceMax", [most], "images/most", axes=[1, 2, 3], keepdims=1)
+    far = graph.node("Greater", [most, limit], "images/far")
+    zero = graph.node("Where", [far, graph.constant("nan", np.nan), mean], "images/or_nan")
+    return graph.node("Sub", [zero, zero], "images/zero_or_nan")
 
 
 def _scaled(graph: _Graph) -> str:

@@ -85,7 +85,8 @@ def export(
 
     Returns:
         The folder, or file. Its signature takes `inputs`, float32 `[N, H, W, 3]`, and gives `logits`
-        `[N, classes]`, or `features` `[N, C]` for a model without a head. In a folder lies a model card,
+        `[N, classes]`, or `features` `[N, C]` for a model without a head. Images far beyond `input_range`, or
+        smaller than 32 pixels, are an error; of a file, the output is NaN. In a folder lies a model card,
         `README.md`: what it is, where its weights came from, how to feed and load it.
 
     Raises:

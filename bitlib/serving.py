@@ -1,7 +1,7 @@
 """From a file of a picture to names of classes inside a SavedModel: what `bitlib.images` does, as a graph.
 
-TensorFlow's decoders give what Pillow gives, but for pictures of 16 bits a channel and for transparent ones,
-whose levels may be one off by rounding. From the levels on, both ways use the same operations.
+Pictures are decoded by TensorFlow. What it passes over and Pillow does not is read from the file here: the
+orientation, and the colour of a PNG that is transparent. From the levels on, both use the same operations.
 """
 
 from __future__ import annotations
@@ -127,17 +127,30 @@ def _pixels(content, is_png) -> Tensor:
     """Height times width, as the file's header has them."""
 
     def of_png():
-        header = tf.io.decode_raw(tf.strings.substr(content + b"\0" * 24, 16, 8), tf.uint8)
-        return tf.reduce_prod(_number(tf.reshape(header, (2, 4)), True))
+        return tf.reduce_prod(_number(tf.reshape(_octets(content, 16, 8), (2, 4)), True))
 
     of_jpeg = tf.image.extract_jpeg_shape
     return tf.cond(is_png, of_png, lambda: tf.reduce_prod(of_jpeg(content, tf.int64)[:2]))
 
 
 def _from_png(content) -> Tensor:
+    depth, kind = tf.unstack(_octets(content, 24, 2))
+    is_grey = kind == 0
+
+    def of_16_bits():  # TensorFlow's 8 bits of them are cut off, not rounded
+        levels = tf.cast(tf.io.decode_png(content, dtype=tf.uint16), tf.float32) / 65535
+        return tf.cast(tf.round(levels * 255), tf.uint8)
+
     # Channels as they are: where TensorFlow adds an alpha to pictures of less than 8 bits, it is nearly zero.
-    levels = tf.io.decode_png(content)
+    levels = tf.cond(is_grey & (depth == 16), of_16_bits, lambda: tf.io.decode_png(content))
     channels = tf.shape(levels)[2]
+    # One colour may be transparent. Pillow looks for the low bytes of it, and in 16-bit grey for none.
+    named = _behind(tf.strings.split(content, b"IDAT", maxsplit=1)[0], b"tRNS")
+    has_one = (tf.strings.length(named) > 0) & (is_grey & (depth < 16) | (kind == 2))
+    colour = _octets(named, 0, 6)[1::2]
+    colour = tf.where(is_grey & (depth == 1), 255 * colour, colour)[: tf.minimum(channels, 3)]
+    is_clear = has_one & tf.reduce_all(levels[..., :3] == colour, -1, keepdims=True)
+    levels = tf.where(is_clear, tf.constant(255, tf.uint8), levels)
     colours = channels - 1 + channels % 2
     alpha = tf.cond(colours < channels, lambda: tf.cast(levels[..., -1:], tf.float32) / 255, lambda: 1.0)
     levels = tf.cast(levels[..., :colours], tf.float32) * alpha + 255 * (1 - alpha)
@@ -160,23 +173,36 @@ def turned(levels: Tensor, orientation: Tensor) -> Tensor:
 
 
 def orientation(content: Tensor) -> Tensor:
-    """The orientation, int64 1 to 8, in the EXIF data of a JPEG or PNG file; 1 where it has none.
+    """The orientation, int64 1 to 8, in the EXIF data of a JPEG or PNG file, else in its XMP; 1 if none.
 
-    The data are a TIFF file: its byte order, the place of its first folder, and in that entries of twelve
+    EXIF data are a TIFF file: its byte order, the place of its first folder, and in that entries of twelve
     bytes (tag, type, number of values, value). They stand near the beginning of a picture, behind a mark.
     """
     head = tf.strings.substr(content, 0, 1 << 17)
     mark = tf.where(tf.io.is_jpeg(content), b"Exif\0\0", b"eXIf")
-    data = tf.concat([tf.strings.split(head, mark, maxsplit=1), [b""]], 0)[1]
-    data = tf.cast(tf.io.decode_raw(data + b"\0" * 16, tf.uint8), tf.int64)
+    data = tf.cast(tf.io.decode_raw(_behind(head, mark) + b"\0" * 16, tf.uint8), tf.int64)
     from_high = data[0] == ord("M")
     folder = tf.minimum(_number(data[4:8], from_high), tf.size(data, tf.int64) - 2)
     count = _number(data[folder : folder + 2], from_high)
     entries = data[folder + 2 : folder + 2 + 12 * count]
     entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], (-1, 12))
     is_it = _number(entries[:, :2], from_high) == 0x0112  # EXIF's tag of the orientation
-    value = tf.reduce_max(tf.where(is_it, _number(entries[:, 8:10], from_high), 1))
+    value = tf.reduce_max(tf.where(is_it, _number(entries[:, 8:10], from_high), 0))
+    text = tf.cast(_octets(_behind(head, b"tiff:Orientation"), 0, 3), tf.int64)  # of XMP: `>6` or `="6`
+    number = tf.where(text[0] == ord(">"), text[1], tf.where(text[0] == ord("="), text[2], 0)) - ord("0")
+    value = tf.where(tf.reduce_any(is_it), value, number)
     return tf.where((value >= 1) & (value <= 8), value, 1)
+
+
+def _behind(content, mark) -> Tensor:
+    """What stands behind the first of such a mark, a string `[]`; empty if there is none."""
+    return tf.concat([tf.strings.split(content, mark, maxsplit=1), [b""]], 0)[1]
+
+
+def _octets(content, start: int, count: int) -> Tensor:
+    """Bytes of a string, uint8 `[count]`, as if zeros stood behind it."""
+    octets = tf.strings.substr(content + b"\0" * (start + count), start, count)
+    return tf.ensure_shape(tf.io.decode_raw(octets, tf.uint8), (count,))
 
 
 def _number(octets, from_high) -> Tensor:

@@ -183,20 +183,30 @@ class Table(list):
 
 @dataclass(frozen=True)
 class Source:
-    """The card of a model, its file, and the file's SHA-256 where it was compared when the file was found."""
+    """Where the weights of a model come from.
+
+    Attributes:
+        card: what is known of the model; of a handle, also what that module took and gave.
+        path: the file.
+        verified: its SHA-256, where it was compared when the file was found.
+        fingerprint: of the weights as they were loaded (`bitlib.checkpoint.fingerprint`).
+    """
 
     card: Card
     path: Path
     verified: str | None = None
+    fingerprint: int | None = None
 
     @classmethod
     def of(cls, fields: Mapping) -> Source:
         """What `config` gave."""
-        return cls(Card.of(fields["card"]), Path(fields["file"]), fields["verified"])
+        own = fields["verified"], fields.get("fingerprint")
+        return cls(Card.of(fields["card"]), Path(fields["file"]), *own)
 
     def config(self) -> dict:
-        """Its fields as JSON; of the path the name alone."""
-        return {"card": asdict(self.card), "file": self.path.name, "verified": self.verified}
+        """Its fields as JSON, of the path the name alone: it says nothing of the machine."""
+        own = {"verified": self.verified, "fingerprint": self.fingerprint}
+        return {"card": asdict(self.card), "file": self.path.name, **own}
 
     @cached_property
     def sha256(self) -> str:

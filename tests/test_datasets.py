@@ -216,6 +216,11 @@ class TestDraw:
         with pytest.raises(ValueError, match="none is left to test on"):
             datasets.draw([0, 1, 0, 1], 2)
 
+    def test_a_class_without_a_test_is_named(self):
+        labels = np.array([0] * 20 + [1] * 5)
+        with pytest.warns(UserWarning, match="^labels: none to test on of 1; 1 classes in all"):
+            datasets.draw(labels, 5)
+
 
 class TestPipeline:
     @pytest.fixture
@@ -364,6 +369,16 @@ class TestSplits:
         (halves / "test" / "birch").rename(halves / "test" / "cedar")
         with pytest.raises(ValueError, match="other classes to test on than to learn from: birch, cedar"):
             datasets.splits(halves)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_test_split_of_its_own_is_taken_from_in_proportion(self, halves, seed):
+        for index in range(2, 8):
+            Image.new("L", (40, 40), 90 + index).save(halves / "test" / "ash" / f"{index}.png")
+        _, (files, labels), _ = datasets.splits(halves, num_test=5, seed=seed)
+        assert np.bincount(labels).tolist() == [4, 1]
+        assert len(set(files)) == 5
+        with pytest.warns(UserWarning, match="^name: none to test on of (ash|birch); 1 classes in all"):
+            datasets.splits(halves, num_test=1, seed=seed)
 
     def test_drawn_where_there_are_none(self):
         train, test, _ = datasets.splits("digits", shots=5, num_test=100, seed=3)

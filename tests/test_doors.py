@@ -104,6 +104,16 @@ def test_what_is_no_batch_of_images_is_refused(model, door, kind):
         DOORS[door](model, images)
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_values_that_may_be_meant_so_are_told(model, door):
+    for images, words in (
+        (2.3 * RIGHT, r"^images: values are beyond \[-1, 1\] \(-2.3 to 2.3\).*standard deviation"),
+        ((RIGHT + 1) / 2, r"^images: all values lie in \[0, 1\].*multiply by 2 and subtract 1"),
+    ):
+        with pytest.warns(UserWarning, match=words):
+            DOORS[door](model, images)
+
+
 @pytest.mark.parametrize("kind", TAKEN)
 def test_images_of_other_kinds_give_the_same_logits(model, kind):
     images = TAKEN[kind]
@@ -173,6 +183,34 @@ class TestExports:
         words = r"inputs: expected float32 \[N, H, W, 3\], H and W at least 32; received shape"
         with pytest.raises(tf.errors.InvalidArgumentError, match=words):
             signature(inputs=tf.zeros(shape))
+
+    @pytest.mark.parametrize("file", ["live", "frozen", "stages"])
+    @pytest.mark.parametrize("images", [127.5 * (RIGHT + 1), 2.3 * RIGHT])
+    def test_a_signature_says_which_values_it_takes(self, files, file, images):
+        signature = tf.saved_model.load(str(files / file)).signatures["serving_default"]
+        words = r"inputs: expected values in \[-1, 1\]; received from and to\] \["
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            signature(inputs=tf.constant(images))
+        signature(inputs=tf.constant(1.4 * RIGHT))  # as a bicubic resize leaves them
+
+    def test_a_signature_of_another_range_takes_that(self, model, tmp_path):
+        bitlib.export(model, tmp_path / "m", input_range=(0, 1))
+        signature = tf.saved_model.load(str(tmp_path / "m")).signatures["serving_default"]
+        found = signature(inputs=tf.constant((RIGHT + 1) / 2))["logits"]
+        np.testing.assert_allclose(found, model(RIGHT), rtol=1e-3, atol=1e-3)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"expected values in \[0, 1\]"):
+            signature(inputs=tf.constant(RIGHT))
+
+    @pytest.mark.parametrize("kind", ["0 to 255", "standardised", "too low"])
+    def test_a_file_that_cannot_refuse_gives_nan(self, files, kind):
+        onnxruntime = pytest.importorskip("onnxruntime", reason="runs ONNX files")
+        images = 2.3 * RIGHT if kind == "standardised" else WRONG[kind][0]
+        for file in ("m.onnx", "fixed.onnx")[: 1 if kind == "too low" else 2]:
+            logits = onnxruntime.InferenceSession(files / file).run(None, {"inputs": images})[0]
+            assert np.isnan(logits).all(), file
+        pytest.importorskip("ai_edge_litert", reason="runs LiteRT files")
+        with pytest.raises(ValueError, match=r"^images: expected"):
+            bitlib.litert.load(files / "float32.tflite")(images)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_nan_comes_through(self, files, value):

@@ -7,6 +7,7 @@ import random
 import sys
 import types
 import warnings
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,9 @@ def put(path, content=PNG):
 
 def classes(root, names=("cat", "dog"), count=3, suffix=".png"):
     for name, index in itertools.product(names, range(count)):
-        put(root / name / f"{index}{suffix}", encoded(Image.new("RGB", (40, 40), (index, len(name), 7))))
+        path = root / name / f"{index}{suffix}"
+        colour = zlib.crc32(str(path).encode()).to_bytes(4, "big")  # no two pictures are the same
+        put(path, encoded(Image.new("RGB", (40, 40), tuple(colour[:3]))))
     return root
 
 
@@ -212,6 +215,65 @@ class TestContent:
             *("0.png", "1.png", "2.png"),
         ]
         assert labels.tolist() == [0] * 6 + [1] * 3
+
+
+class TestOrder:
+    @every_door
+    def test_of_numbers_is_that_of_tables(self, tmp_path, door):
+        classes(tmp_path, ["1", "2", "10"])
+        with pytest.warns(
+            UserWarning, match=r"in the order of their numbers, 1, 2, 10, which Keras and PyTorch"
+        ):
+            check(door(tmp_path), ["1", "2", "10"], (3, 3, 3))
+
+    @every_door
+    @pytest.mark.parametrize("names", [("01", "02", "10"), ("1", "10", "2a"), ("0", "1", "2")])
+    def test_of_others_is_that_of_text(self, tmp_path, door, names, quiet):
+        check(door(classes(tmp_path, names)), names, (3, 3, 3))
+
+
+class TestCopies:
+    @every_door
+    @pytest.mark.parametrize("how", ["copy", "link", "class"])
+    def test_in_two_classes(self, tmp_path, door, how):
+        cat = classes(tmp_path / "root", ["cat"]) / "cat"
+        dog = tmp_path / "root" / "dog"
+        if how == "class":
+            dog.symlink_to(cat)
+        elif how == "link":
+            put(dog / "x.png", b"").unlink()
+            (dog / "x.png").symlink_to(cat / "1.png")
+        else:
+            put(dog / "x.png", (cat / "1.png").read_bytes())
+        count, name = (3, "0") if how == "class" else (1, "x")
+        with pytest.warns(
+            UserWarning, match=rf"{count} pictures are in several classes, such as .*dog/{name}\.png"
+        ):
+            _, labels, _ = door(tmp_path / "root")
+        assert np.bincount(labels).tolist() == [3, count]
+
+    @pytest.mark.parametrize("how", ["copy", "link", "split"])
+    def test_on_both_sides(self, tmp_path, how):
+        train = classes(tmp_path / "root" / "train")
+        test = train.parent / "test"
+        if how == "split":
+            test.symlink_to(train)
+        else:
+            file = classes(test) / "cat" / "2.png"
+            file.unlink()
+            file.symlink_to(train / "cat" / "1.png") if how == "link" else put(
+                file, (train / "cat" / "1.png").read_bytes()
+            )
+        count = 6 if how == "split" else 1
+        words = f"^name: {count} of 6 pictures to test on are also learnt from, such as .*cat/"
+        with pytest.warns(UserWarning, match=words):
+            datasets.splits(train.parent)
+
+    def test_on_both_sides_of_what_is_drawn(self, tmp_path):
+        for index in range(6):
+            put(classes(tmp_path, count=1) / "cat" / f"copy{index}.png")
+        with pytest.warns(UserWarning, match="^name: 2 of 2 pictures to test on are also learnt from"):
+            datasets.splits(tmp_path, num_test=2, shots=0)
 
 
 class TestLinks:
@@ -618,6 +680,8 @@ class TestTables:
             (["007", "7", "10"], ["007", "7", "10"]),
             ([True, False, True], ["False", "True"]),
             ([3, 7, "x"], ["3", "7", "x"]),
+            (["NA", "None", "?", "null"], ["?", "NA", "None", "null"]),
+            (["1_0", "10", "2"], ["10", "1_0", "2"]),
             ([-1, 0, 1], ["-1", "0", "1"]),
         ],
     )
@@ -660,10 +724,26 @@ class TestTables:
         assert len(train[0]) == 9
         for files, labels in (train, test):
             assert [names[label] for label in labels] == [ROWS[int(file.stem)][1] for file in files]
-        check_table(
-            (*datasets.labelled(source)[:2], names),
-            [ROWS[i] for i in (table.index if kind == "frame" else range(12))],
-        )
+        with pytest.warns(
+            UserWarning, match=r"^source: the splits .* are put together; bitlib\.datasets\.splits"
+        ):
+            whole = datasets.labelled(source)
+        check_table((*whole[:2], names), [ROWS[i] for i in (table.index if kind == "frame" else range(12))])
+
+    @pytest.mark.parametrize("column", ["set", "is_train", "fold", "what"])
+    def test_splits_in_a_column_of_any_name(self, pictures, column, quiet):
+        rows = [(*row, ("train", "test")[index % 4 == 3]) for index, row in enumerate(ROWS)]
+        _, test, _ = datasets.splits(written(pictures / "x.csv", rows, ("path", "label", column)))
+        assert sorted(int(file.stem) for file in test[0]) == [3, 7, 11]
+
+    @pytest.mark.parametrize("column", ["set", "is_train", "Is Valid", "fold", "k-fold"])
+    @pytest.mark.parametrize("door", [datasets.labelled, datasets.splits])
+    def test_a_column_that_may_mean_splits(self, pictures, door, column):
+        rows = [(*row, index % 2) for index, row in enumerate(ROWS)]
+        with pytest.warns(
+            UserWarning, match=f"^columns: {column}, which may mean splits, is not used; expected"
+        ):
+            door(written(pictures / "x.csv", rows, ("path", "label", column)))
 
     def test_without_it_they_are_drawn(self, pictures):
         path = written(pictures / "x.csv", ROWS)
@@ -690,9 +770,13 @@ class TestTables:
                 datasets.labelled(written(pictures / "x.csv", [*ROWS, ROWS[3], ("./images/0.png", "owl")]))
             )
 
-    def test_names_that_differ_in_case(self, pictures):
-        with pytest.warns(UserWarning, match="Cat, cat are taken as different classes"):
-            datasets.labelled(written(pictures / "x.csv", [("images/0.png", "cat"), ("images/1.png", "Cat")]))
+    @pytest.mark.parametrize(("one", "other"), [("Cat", "cat"), ("01", "1")])
+    def test_names_that_are_nearly_the_same(self, pictures, one, other):
+        with pytest.warns(UserWarning, match=f"{one}, {other} are taken as different classes"):
+            datasets.labelled(written(pictures / "x.csv", [("images/0.png", one), ("images/1.png", other)]))
+        classes(pictures / "folder", [one, other])
+        with pytest.warns(UserWarning, match=f"{one}, {other} are taken as different classes"):
+            check(datasets.folder(pictures / "folder"), [one, other], (3, 3))
 
     @pytest.mark.parametrize("kind", ["csv", "frame"])
     @pytest.mark.parametrize(

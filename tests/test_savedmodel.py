@@ -15,7 +15,7 @@ import tensorflow_hub as hub
 import tf_keras
 
 import bitlib
-from bitlib import savedmodel, zoo
+from bitlib import checkpoint, modelcard, savedmodel, zoo
 from bitlib.checkpoint import CheckpointError
 from bitlib.model import BiT
 
@@ -379,6 +379,29 @@ class TestModelCard:
         assert "fine-tuned since" in told
         assert "for inference only" in told
         assert "trainable=True" not in told
+
+    @pytest.mark.parametrize("way", ["fit", "head alone", "clone", "config", "assign"])
+    def test_of_weights_that_are_no_longer_those_of_the_file(self, published, way, images):
+        model = bitlib.load("BiT-M-R50x1")
+        assert "`BiT-M-R50x1.npz`, SHA-256" in modelcard.text(model, (-1, 1), False, False)
+        if way in ("fit", "head alone"):
+            for layer in model.layers:
+                layer.trainable = way == "fit" or layer.name == "head"
+            model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+            model.fit(images, np.array([1, 2]), verbose=0)
+        elif way == "assign":
+            checkpoint.assign(model, {name: 2 * np.asarray(array) for name, array in model.arrays.items()})
+        else:
+            model = keras.models.clone_model(model) if way == "clone" else BiT.from_config(model.get_config())
+        told = modelcard.text(model, (-1, 1), False, False)
+        assert "- **Weights:** made here, or changed since they were loaded from `BiT-M-R50x1.npz`.\n" in told
+        for claim in ("# BiT-M", "SHA-256", "published at", "ImageNet-21k.", "Apache"):
+            assert claim not in told
+        known = modelcard.metadata(model)
+        assert not {"source", "source_sha256", "name", "trained_on", "licence", "fine_tuned"} & set(known)
+        copied = keras.models.clone_model(model)
+        copied.set_weights(bitlib.load("BiT-M-R50x1").get_weights())
+        assert "# BiT-M-R50x1\n" in modelcard.text(copied, (-1, 1), False, False)
 
     def test_of_a_model_made_from_nothing(self, tmp_path):
         told = self.card(bitlib.export(BiT((1, 1, 1, 1), 0.5, 3), tmp_path / "x"))

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import bitlib
 from bitlib import checkpoint, labels, reference, serving, zoo
@@ -38,16 +39,19 @@ def encoded(image, format, **options):
     return file.getvalue()
 
 
-def grey_png(depth):
-    """A grey PNG of less than 8 bits a pixel; Pillow writes none of 2 and 4."""
+def png(depth, kind=0, transparent=None):
+    """A PNG of random levels, of a bit depth and a kind of colours, one of which may be transparent."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = np.random.default_rng(depth).integers(0, 256, (40, 8), np.uint8)
-    header = struct.pack(">IIBBBBB", 8 * 8 // depth, 40, depth, 0, 0, 0, 0)
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
+    rows = np.random.default_rng(depth).choice(np.array([0, 1, 2, 90, 255], np.uint8), (40, 8 * channels))
+    header = struct.pack(">IIBBBBB", 8 * 8 // depth, 40, depth, kind, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    clear = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent) * channels)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + clear
+    return start + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 SIXTEEN_BITS = (np.random.default_rng(0).random((60, 50)) * 65535).astype(np.uint16)
@@ -62,8 +66,16 @@ FILES = {
     "PNG": encoded(scene(), "PNG"),
     "PNG, grey": encoded(scene("L"), "PNG"),
     "PNG, 1 bit": encoded(scene("1"), "PNG"),
-    "PNG, 2 bits": grey_png(2),
-    "PNG, 4 bits": grey_png(4),
+    "PNG, 2 bits": png(2),
+    "PNG, 4 bits": png(4),
+    **{
+        f"PNG, {kind + 1}x{depth} bits, {value} clear": png(depth, kind, value)
+        for kind, depth, value in [
+            *((0, 1, 0), (0, 1, 1), (0, 2, 1), (0, 4, 2), (0, 8, 90), (0, 16, 90)),
+            *((2, 8, 0), (2, 8, 90), (2, 16, 0), (2, 16, 0x5A5A), (2, 16, 90)),
+        ]
+    },
+    **{f"PNG, {c}x16 bits": png(16, kind) for c, kind in ((3, 2), (2, 4), (4, 6))},
     "PNG, palette": encoded(scene("P"), "PNG"),
     "PNG, 16 colours": encoded(scene().quantize(16), "PNG"),
     "PNG, palette, transparent": encoded(scene().quantize(16), "PNG", transparency=3),
@@ -78,7 +90,8 @@ class TestDecoding:
     def test_grey_levels_are_those_of_pillow(self, name):
         ours = serving.decoded(tf.constant(FILES[name])).numpy().astype(int)
         theirs = pictures.read(FILES[name]).astype(int)
-        assert np.abs(ours - theirs).max() <= (1 if "16 bits" in name or "alpha" in name else 0)
+        rounded = "alpha" in name or "RGBA" in name or "4x16" in name or "2x16" in name
+        assert np.abs(ours - theirs).max() <= (1 if rounded else 0)
 
     @pytest.mark.parametrize("orientation", range(10))
     @pytest.mark.parametrize(("format", "order"), [("JPEG", "<"), ("JPEG", ">"), ("PNG", "<")])
@@ -92,6 +105,24 @@ class TestDecoding:
             serving.decoded(tf.constant(content)), serving.orientation(tf.constant(content))
         )
         np.testing.assert_array_equal(levels, pictures.read(content))
+
+    @pytest.mark.parametrize("orientation", range(10))
+    @pytest.mark.parametrize("form", [' tiff:Orientation="{}"', "><tiff:Orientation>{}</tiff:Orientation"])
+    @pytest.mark.parametrize("in_exif", [False, True])
+    def test_orientation_in_xmp(self, orientation, form, in_exif):
+        exif = Image.Exif()
+        if in_exif:
+            exif[0x0112] = 3
+        xmp = f"<x:xmpmeta{form.format(orientation)}></x:xmpmeta>"
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp)
+        for content in (
+            encoded(scene(), "JPEG", exif=exif, xmp=xmp.encode()),
+            encoded(scene(), "PNG", exif=exif, pnginfo=text),
+        ):
+            found = serving.orientation(tf.constant(content))
+            levels = serving.turned(serving.decoded(tf.constant(content)), found)
+            np.testing.assert_array_equal(levels, pictures.read(content))
 
     def test_orientation_of_damaged_exif(self):
         """Whatever stands there, it is a number from 1 to 8, and no error."""
