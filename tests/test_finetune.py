@@ -222,7 +222,7 @@ class TestVectors:
         assert history.validation_accuracy[-1] >= by_probe
         logits = finetune.predict(model, batch[400:], plan)
         accuracy = finetune.multi_label_scores(truth[400:], logits)["accuracy"]
-        assert accuracy >= (probe.predict(vectors[400:]) == truth[400:]).mean()
+        assert accuracy >= (probe.predict(vectors[400:]) == truth[400:]).mean() - 0.005  # 10 of 2000 labels
 
 
 @needs_proc
