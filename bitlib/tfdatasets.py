@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitlib.paths import expanded
 from bitlib.settings import offline
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
             'or use a folder of pictures, "digits" or "glyphs"'
         ) from None
 
-    data_dir = None if data_dir is None else os.path.expanduser(data_dir)
+    data_dir = None if data_dir is None else expanded(data_dir, "data_dir")
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
     except Exception as error:  # each of them has several reasons for saying no
