@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitlib.fetching import offline
+from bitlib.inputs import tensorflow
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -63,8 +64,7 @@ def stream(
     Raises:
         ImportError, ValueError: as `tfds`.
     """
-    import tensorflow as tf
-
+    tf = tensorflow("bitlib.datasets.stream")
     stored, (image, label), class_names = _stored(name, split, data_dir, context)
 
     def load(example):
