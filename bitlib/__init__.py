@@ -84,7 +84,7 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
                 try:
                     execute(module)
                 except ModuleNotFoundError as error:
-                    raise ImportError(_without(error.name) or str(error)) from error
+                    raise ImportError(_without(error.name) or str(error)) from None
                 importlib.import_module("bitlib.model")
 
             vars(spec.loader)["exec_module"] = import_both
@@ -93,6 +93,7 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
 
 def _without(package: str | None) -> str | None:
     """Advice where a backend is not installed; None of any other package."""
+    package = (package or "").partition(".")[0]
     if package not in ("tensorflow", "jax", "torch"):
         return None
     return (

@@ -179,7 +179,7 @@ def _values(images: Any) -> np.ndarray | None:
         return images
     try:
         values = _numpy(images)
-    except (TypeError, ValueError, NotImplementedError):  # as tracers of JAX, TensorFlow and Keras answer
+    except (TypeError, ValueError, NotImplementedError, RuntimeError):  # so tracers of each library answer
         return None
     return values.astype(np.float32) if values.dtype.kind not in "f" else values  # bfloat16
 

@@ -10,6 +10,7 @@ of renames. This module knows Keras and nothing of files. `bitlib.ops` has the l
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -43,9 +44,10 @@ class Root(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.filters, self.about = filters, About.of(about or {})
-        own = {"dtype": self.dtype_policy.name, "kernel_initializer": kernel_initializer}
-        self.convolution = StandardizedConv2D(filters, 7, 2, **own)
+        self.filters, self.about, policy = filters, About.of(about or {}), self.dtype_policy.name
+        self.convolution = StandardizedConv2D(
+            filters, 7, 2, dtype=policy, kernel_initializer=kernel_initializer
+        )
 
     def build(self, input_shape: tuple) -> None:
         self.convolution.build(input_shape)
@@ -126,8 +128,8 @@ class Head(keras.layers.Layer):
     def __init__(self, num_classes: int, **kwargs: Any):
         super().__init__(**kwargs | {"dtype": "float32"})
         self.num_classes = num_classes
-        own = {"kernel_initializer": "zeros", "data_format": "channels_last", "dtype": "float32"}
-        self.convolution = keras.layers.Conv2D(num_classes, 1, name="conv2d", **own)
+        own = {"data_format": "channels_last", "dtype": "float32", "name": "conv2d"}
+        self.convolution = keras.layers.Conv2D(num_classes, 1, kernel_initializer="zeros", **own)
 
     def build(self, input_shape: tuple) -> None:
         self.convolution.build((None, 1, 1, input_shape[-1]))
@@ -172,7 +174,6 @@ class BiT(keras.Model):
         units: bottleneck units in each of the four blocks, `UNITS[50]` for example, which is the default.
         width: factor on the 64 filters of the first block; `width * 64` must be a multiple of 32. Default 1.
         num_classes: outputs of the head; None for pooled features without a head. Default 1000.
-        name: of the model. Default `resnet`.
         kernel_initializer: of the convolutions; `zeros` saves time and memory where a checkpoint follows.
         dtype: `float32`, `bfloat16`, `mixed_bfloat16` or `mixed_float16`; None for Keras' own default.
 
@@ -180,6 +181,8 @@ class BiT(keras.Model):
         card: the model as it is now: preprocessing, names of classes; None where nothing is known.
         source: where its weights are from; None if they are random.
         tuned: whether it was trained since it was loaded.
+        units, width, num_classes: the arguments.
+        num_features: channels of the pooled features.
 
     Call:
         `model(images, training=False)`: `[N, H, W, 3]` float in [-1, 1], H and W at least 32 ->
@@ -198,25 +201,14 @@ class BiT(keras.Model):
 
     card, source, tuned = map(About.field, ("card", "source", "tuned"))
 
-    @property
-    def units(self) -> tuple[int, ...]:
-        """Units in each of the four blocks."""
-        return tuple(map(len, self.blocks))
-
-    @property
-    def width(self) -> float:
-        """Factor on the 64 filters of the first block."""
-        return self.root.filters / 64
+    units = property(lambda self: tuple(map(len, self.blocks)))
+    width = property(lambda self: self.root.filters / 64)
+    num_features = property(lambda self: 32 * self.root.filters)
 
     @property
     def num_classes(self) -> int | None:
         """Outputs of the head; None where there is none."""
         return None if self.head is None else self.head.num_classes
-
-    @property
-    def num_features(self) -> int:
-        """Channels of the pooled features: 2048 times the width."""
-        return 32 * self.root.filters
 
     @property
     def arrays(self) -> dict[str, keras.Variable]:
@@ -244,9 +236,15 @@ class BiT(keras.Model):
         return super().__call__(*args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Keras' own. Arrays are checked before, of a Dataset or PyDataset the first batch."""
+        """As Keras' own, of checked images."""
         check_predictable(x)
         return super().predict(x, *args, **kwargs)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Changes nothing, and warns of it once: Keras warns of every layer."""
+        warnings.warn(
+            "quantize: Keras has no quantised form of convolutions; nothing is changed", stacklevel=2
+        )
 
     def pool(self, x: Tensor) -> Tensor:
         """GroupNorm, ReLU and the average over height and width: -> float32 `[N, 2048w]`."""
