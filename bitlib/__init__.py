@@ -81,11 +81,25 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
             execute = spec.loader.exec_module
 
             def import_both(module):
-                execute(module)
+                try:
+                    execute(module)
+                except ModuleNotFoundError as error:
+                    raise ImportError(_without(error.name) or str(error)) from None
                 importlib.import_module("bitlib.model")
 
             vars(spec.loader)["exec_module"] = import_both
         return spec
+
+
+def _without(package: str | None) -> str | None:
+    """Advice where a backend is not installed; None of any other package."""
+    package = (package or "").partition(".")[0]
+    if package not in ("tensorflow", "jax", "torch"):
+        return None
+    return (
+        f"{package}: not installed; pip install 'bitlib[{package}]' brings it, or KERAS_BACKEND=tensorflow, "
+        "jax or torch, set before Python starts, names the backend"
+    )
 
 
 if "keras" in sys.modules:
@@ -95,10 +109,13 @@ else:
 
 
 def __getattr__(name: str):
-    if name in _MODULES or name in _MOVED:
-        return importlib.import_module(f"bitlib.{name}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"bitlib.{_HOMES[name]}"), name)
+    try:
+        if name in _MODULES or name in _MOVED:
+            return importlib.import_module(f"bitlib.{name}")
+        if name in _HOMES:
+            return getattr(importlib.import_module(f"bitlib.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"bitlib.{name}: needs {_without(error.name) or error}") from error
     raise AttributeError(f"module 'bitlib' has no attribute {name!r}")
 
 

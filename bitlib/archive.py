@@ -276,7 +276,7 @@ def _library():
     try:
         import safetensors
     except ImportError:
-        reason = "safetensors: the package is not installed; pip install 'bitlib[torch]' brings it"
+        reason = "safetensors: the package is not installed; pip install 'bitlib[safetensors]' brings it"
         raise ImportError(reason) from None
     return safetensors
 

@@ -26,7 +26,7 @@ from bitlib.tasks import (  # the old address of some of these
 )  # fmt: skip
 
 # isort: on
-from bitlib.inputs import check_whole
+from bitlib.inputs import check_whole, tensorflow
 from bitlib.tfdatasets import builder_of, stream, tfds
 
 __all__ = [
@@ -363,7 +363,7 @@ def loader(picture: Callable[[Any], Any], size: int | None = None) -> Callable[[
     Returns:
         a function for `tf.data.Dataset.map`: scalar tensor -> image float32 `[H, W, 3]` in [-1, 1].
     """
-    import tensorflow as tf
+    tf = tensorflow("bitlib.datasets.loader")
 
     def read(key):
         """The picture, and an empty array; or, of a large one, an empty array and the picture resized."""
@@ -405,8 +405,7 @@ def pipeline(
         ValueError: as `paired`. A picture that cannot be read is an error of TensorFlow's when it is
             reached, and names the file.
     """
-    import tensorflow as tf
-
+    tf = tensorflow("bitlib.datasets.pipeline")
     pictures, labels = paired(pictures, labels)
     if size is not None:
         check_whole("size", size)

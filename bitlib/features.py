@@ -220,10 +220,14 @@ def shrink(images: np.ndarray, size: int = 8) -> np.ndarray:
     Raises:
         ValueError: `images` are something else, or `size` is below 1.
     """
-    import tensorflow as tf
-
     check_images(images, smallest=1, warn=False)
     check_whole("size", size)
+    grey = array(images, "images").mean(-1)
+    rows, columns = (_shares(side, size) for side in grey.shape[1:])
+    return (rows @ grey @ columns.T).reshape(len(grey), -1).astype(np.float32)
 
-    grey = tf.reduce_mean(images, axis=-1, keepdims=True)
-    return tf.reshape(tf.image.resize(grey, (size, size), "area"), (len(images), -1)).numpy()
+
+def _shares(length: int, size: int) -> np.ndarray:
+    """How much of each of `size` equal parts of a line lies in each of its `length` pixels."""
+    ends = np.arange(length + 1) * size / length - np.arange(size)[:, None]
+    return np.diff(np.clip(ends, 0, 1))

@@ -22,7 +22,7 @@ import numpy as np
 from bitlib import images
 from bitlib.digests import sha256
 from bitlib.inputs import check_flag
-from bitlib.paths import expanded
+from bitlib.writing import expanded
 
 Labelled = tuple[list[Path], np.ndarray, list[str]]
 

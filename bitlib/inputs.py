@@ -25,6 +25,18 @@ _SCALING = (
 )
 
 
+def tensorflow(what: str) -> Any:
+    """The package `tensorflow`. Raises: ImportError, which says `what` needs it, if it is not installed."""
+    try:
+        import tensorflow
+    except ImportError:
+        reason = (
+            f"{what}: needs tensorflow, which is not installed; pip install 'bitlib[tensorflow]' brings it"
+        )
+        raise ImportError(reason) from None
+    return tensorflow
+
+
 def check_input_range(input_range: tuple[float, float]) -> None:
     """Check the range that an exported model is to take.
 
@@ -76,6 +88,19 @@ def check_images(images: Any, smallest: int = SMALLEST, first: int = 0, warn: bo
     if getattr(shape, "rank", 0) is not None:  # TensorFlow's tensors may not know how many axes they have
         check_shape(shape, smallest)
     check_range(images, first, warn)
+
+
+def check_predictable(x: Any) -> None:
+    """As `check_images`, of what `predict` takes: of a Dataset or PyDataset the first batch.
+
+    Generators and PyTorch's DataLoader pass unseen.
+    """
+    if hasattr(x, "element_spec"):
+        x = next(iter(x.take(1)), None)
+    elif hasattr(x, "num_batches") and hasattr(x, "__getitem__"):  # keras.utils.PyDataset
+        x = x[0]
+    if not any(hasattr(x, name) for name in ("gi_frame", "dataset")):
+        check_images(x[0] if isinstance(x, tuple) else x)
 
 
 def described(value: Any) -> str:
@@ -161,7 +186,7 @@ def _values(images: Any) -> np.ndarray | None:
         return images
     try:
         values = _numpy(images)
-    except (TypeError, ValueError, NotImplementedError):  # as tracers of JAX, TensorFlow and Keras answer
+    except (TypeError, ValueError, NotImplementedError, RuntimeError):  # so tracers of each library answer
         return None
     return values.astype(np.float32) if values.dtype.kind not in "f" else values  # bfloat16
 

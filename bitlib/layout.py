@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -46,6 +46,20 @@ class Architecture(NamedTuple):
     units: tuple[int, ...]
     width: float
     num_classes: int | None
+
+
+GROUPS = 32
+"""Of every GroupNorm, whatever the width."""
+
+
+def check_architecture(units: Sequence[int], width: float, num_classes: int | None) -> None:
+    """Raise ValueError unless there are four blocks of one unit or more, 32 groups, a class or no head."""
+    if len(units) != 4 or not all(isinstance(n, int) and n > 0 for n in units):
+        raise ValueError(f"units: expected four positive integers, received {units!r}")
+    if width <= 0 or 64 * width % GROUPS:
+        raise ValueError(f"width: 64 * width must be a multiple of {GROUPS}, received {width!r}")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes: expected None or a positive integer, received {num_classes!r}")
 
 
 def layout(architecture: Architecture) -> dict[str, tuple[int, ...]]:

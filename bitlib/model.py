@@ -4,57 +4,28 @@ BiT (arXiv 1912.11370, section 2.1) is the ResNet-v2 of arXiv 1603.05027 in whic
 normalisation is a GroupNorm (arXiv 1803.08494) and every convolution but the head has its kernel
 standardised (arXiv 1903.10520). It is a functional Keras model, on any backend. The `path` of every variable
 is the name of its array in a published `.npz`, but for one replacement (`BiT.arrays`); porting needs no table
-of renames.
-
-This module knows Keras and nothing of files. How the two operations are computed fast is in `bitlib.ops`.
+of renames. This module knows Keras and nothing of files. `bitlib.ops` has the layers of the two operations.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import keras
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from keras import ops
 
-from bitlib.inputs import check_images
-from bitlib.layout import UNITS
-from bitlib.ops import NUM_GROUPS, PLAIN, shape_of
-from bitlib.ops import group_norm_relu as group_norm_relu
+from bitlib.inputs import check_images, check_predictable
+from bitlib.layout import UNITS, check_architecture
+from bitlib.ops import GroupNorm, StandardizedConv2D, policy_of, strided
 from bitlib.ops import standardize as standardize
-from bitlib.zoo import Card, Source
+from bitlib.zoo import About
 
-
-@keras.saving.register_keras_serializable(package="bitlib")
-class StandardizedConv2D(keras.layers.Conv2D):
-    """A convolution without bias whose kernel is standardised each time it is used.
-
-    All sides are padded by half the kernel. With a stride, Keras' "same" would pad bottom and
-    right only and so shift the image; there the padding is a step of its own.
-    """
-
-    arithmetic = PLAIN
-
-    def __init__(self, filters: int, kernel_size: int | tuple, strides: int | tuple = 1, **kwargs: Any):
-        kwargs |= {"use_bias": False, "padding": "same" if strides in (1, (1, 1)) else "valid"}
-        super().__init__(filters, kernel_size, strides, **kwargs | {"data_format": "channels_last"})
-
-    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
-        # The standardisation needs float32 under every dtype policy: float16 loses variances of 1e-8.
-        return super().add_weight(*args, **kwargs, autocast=False)
-
-    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        kernel = self.arithmetic.standardize(ops.cast(kernel, "float32"))
-        height, width = (size // 2 for size in self.kernel_size)
-        if self.padding == "valid" and (height or width):
-            inputs = ops.pad(inputs, ((0, 0), (height, height), (width, width), (0, 0)))
-        return super().convolution_op(inputs, ops.cast(kernel, inputs.dtype))
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return _strided(input_shape, self.strides[0], self.filters)
+_SCOPE = re.compile(r"^.*?(?=(root_block|block\d_unit\d\d|group_norm|head)/)")  # that a model was made in
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -73,13 +44,10 @@ class Root(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        own = {"dtype": self.dtype_policy.name, "kernel_initializer": kernel_initializer}
-        about = about or {}
-        self.filters = filters
-        self.card = Card.of(about["card"]) if about.get("card") else None
-        self.source = Source.of(about["source"]) if about.get("source") else None
-        self.tuned = about.get("tuned", False)
-        self.convolution = StandardizedConv2D(filters, 7, 2, name="standardized_conv2d", **own)
+        self.filters, self.about, policy = filters, About.of(about or {}), self.dtype_policy.name
+        self.convolution = StandardizedConv2D(
+            filters, 7, 2, dtype=policy, kernel_initializer=kernel_initializer
+        )
 
     def build(self, input_shape: tuple) -> None:
         self.convolution.build(input_shape)
@@ -92,37 +60,10 @@ class Root(keras.layers.Layer):
         return ops.max_pool(x, 3, 2, data_format="channels_last") + ops.stop_gradient(mean - mean)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return _strided(input_shape, 4, self.filters)
-
-    def about(self) -> dict:
-        """What is known of the model, as JSON."""
-        card, source = self.card and asdict(self.card), self.source and self.source.config()
-        return {"card": card, "source": source, "tuned": self.tuned}
+        return strided(input_shape, 4, self.filters)
 
     def get_config(self) -> dict:
-        return super().get_config() | {"filters": self.filters, "about": self.about()}
-
-
-@keras.saving.register_keras_serializable(package="bitlib")
-class GroupNorm(keras.layers.Layer):
-    """GroupNorm with 32 groups and epsilon 1e-5, followed by the ReLU that always follows it here."""
-
-    arithmetic = PLAIN
-
-    def build(self, input_shape: tuple) -> None:
-        channels = input_shape[-1]
-        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma", autocast=False)
-        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
-
-    def call(self, x: Tensor) -> Tensor:
-        """Normalise and rectify `[N, H, W, C]`; statistics are float32 under every dtype policy."""
-        gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
-        shape = shape_of(x)
-        pixels = ops.reshape(ops.cast(x, "float32"), (shape[0], -1, x.shape[-1]))
-        return ops.reshape(ops.cast(self.arithmetic.group_norm_relu(pixels, gamma, beta), x.dtype), shape)
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return tuple(input_shape)
+        return super().get_config() | {"filters": self.filters, "about": self.about.config()}
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -143,14 +84,9 @@ class Unit(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.filters, self.strides, self.project = filters, strides, project
-        own = {"dtype": self.dtype_policy.name, "kernel_initializer": kernel_initializer}
-
-        def convolution(filters, size, strides=1):
-            return StandardizedConv2D(filters, size, strides, name="standardized_conv2d", **own)
-
-        def norm():
-            return GroupNorm(dtype=self.dtype_policy.name, name="group_norm")
-
+        policy = self.dtype_policy.name
+        norm = partial(GroupNorm, dtype=policy, name="group_norm")
+        convolution = partial(StandardizedConv2D, dtype=policy, kernel_initializer=kernel_initializer)
         self.norm_a, self.conv_a = norm(), convolution(filters, 1)
         self.norm_b, self.conv_b = norm(), convolution(filters, 3, strides)
         self.norm_c, self.conv_c = norm(), convolution(4 * filters, 1)
@@ -158,18 +94,13 @@ class Unit(keras.layers.Layer):
 
     def build(self, input_shape: tuple) -> None:
         narrow = (*input_shape[:-1], self.filters)
-        with keras.name_scope("a"):
-            self.norm_a.build(input_shape)
-            self.conv_a.build(input_shape)
-            if self.projection:
-                with keras.name_scope("proj"):
-                    self.projection.build(input_shape)
-        with keras.name_scope("b"):
-            self.norm_b.build(narrow)
-            self.conv_b.build(narrow)
-        with keras.name_scope("c"):
-            self.norm_c.build(narrow)
-            self.conv_c.build(narrow)
+        for scope, shape in (("a", input_shape), ("b", narrow), ("c", narrow)):
+            with keras.name_scope(scope):
+                getattr(self, f"norm_{scope}").build(shape)
+                getattr(self, f"conv_{scope}").build(shape)
+                if self.projection and scope == "a":
+                    with keras.name_scope("proj"):
+                        self.projection.build(shape)
 
     def call(self, x: Tensor) -> Tensor:
         residual = self.norm_a(x)
@@ -180,11 +111,11 @@ class Unit(keras.layers.Layer):
         return shortcut + residual
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return _strided(input_shape, self.strides, 4 * self.filters)
+        return strided(input_shape, self.strides, 4 * self.filters)
 
     def get_config(self) -> dict:
-        config = {"filters": self.filters, "strides": self.strides, "project": self.project}
-        return super().get_config() | config
+        own = {name: getattr(self, name) for name in ("filters", "strides", "project")}
+        return super().get_config() | own
 
 
 @keras.saving.register_keras_serializable(package="bitlib")
@@ -197,17 +128,14 @@ class Head(keras.layers.Layer):
     def __init__(self, num_classes: int, **kwargs: Any):
         super().__init__(**kwargs | {"dtype": "float32"})
         self.num_classes = num_classes
-        own = {"kernel_initializer": "zeros", "data_format": "channels_last", "dtype": "float32"}
-        self.convolution = keras.layers.Conv2D(num_classes, 1, name="conv2d", **own)
+        own = {"data_format": "channels_last", "dtype": "float32", "name": "conv2d"}
+        self.convolution = keras.layers.Conv2D(num_classes, 1, kernel_initializer="zeros", **own)
 
     def build(self, input_shape: tuple) -> None:
         self.convolution.build((None, 1, 1, input_shape[-1]))
 
     def call(self, features: Tensor) -> Tensor:
         return ops.squeeze(self.convolution(features[:, None, None]), axis=(1, 2))
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (input_shape[0], self.num_classes)
 
     def get_config(self) -> dict:
         return super().get_config() | {"num_classes": self.num_classes}
@@ -223,27 +151,16 @@ def network(
     about: Mapping | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The graph of a `BiT`, from images to logits or features: its input and its output."""
-    if len(units) != 4 or not all(isinstance(n, int) and n > 0 for n in units):
-        raise ValueError(f"units: expected four positive integers, received {units!r}")
-    filters = int(64 * width)
-    if filters != 64 * width or filters <= 0 or filters % NUM_GROUPS:
-        raise ValueError(f"width: 64 * width must be a multiple of {NUM_GROUPS}, received {width!r}")
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes: expected None or a positive integer, received {num_classes!r}")
-    policy = _policy(dtype)
+    check_architecture(units, width, num_classes)
+    filters, policy = int(64 * width), policy_of(dtype)
     own = {"dtype": policy, "kernel_initializer": kernel_initializer}
 
     images = keras.Input((None, None, 3), dtype="float32", name="images")
     x = Root(filters, about=about, name="root_block", **own)(images)
     for block, count in enumerate(units, start=1):
         for unit in range(1, count + 1):
-            x = Unit(
-                filters * 2 ** (block - 1),
-                strides=2 if block > 1 and unit == 1 else 1,
-                project=unit == 1,
-                name=f"block{block}_unit{unit:02d}",
-                **own,
-            )(x)
+            stride, name = 2 if block > 1 and unit == 1 else 1, f"block{block}_unit{unit:02d}"
+            x = Unit(filters * 2 ** (block - 1), stride, project=unit == 1, name=name, **own)(x)
     x = GroupNorm(name="group_norm", dtype=policy)(x)
     x = keras.layers.GlobalAveragePooling2D("channels_last", name="features", dtype="float32")(x)
     return images, x if num_classes is None else Head(num_classes, name="head")(x)
@@ -257,7 +174,6 @@ class BiT(keras.Model):
         units: bottleneck units in each of the four blocks, `UNITS[50]` for example, which is the default.
         width: factor on the 64 filters of the first block; `width * 64` must be a multiple of 32. Default 1.
         num_classes: outputs of the head; None for pooled features without a head. Default 1000.
-        name: of the model. Default `resnet`.
         kernel_initializer: of the convolutions; `zeros` saves time and memory where a checkpoint follows.
         dtype: `float32`, `bfloat16`, `mixed_bfloat16` or `mixed_float16`; None for Keras' own default.
 
@@ -265,14 +181,16 @@ class BiT(keras.Model):
         card: the model as it is now: preprocessing, names of classes; None where nothing is known.
         source: where its weights are from; None if they are random.
         tuned: whether it was trained since it was loaded.
+        units, width, num_classes: the arguments.
+        num_features: channels of the pooled features.
 
     Call:
         `model(images, training=False)`: `[N, H, W, 3]` float in [-1, 1], H and W at least 32 ->
         logits `[N, num_classes]`, or features `[N, 2048 * width]` where there is no head.
 
     Raises:
-        ValueError: `units` are not four positive numbers, `width` does not give 32 groups,
-            `num_classes` is not positive, `dtype` is another; when called, as `bitlib.inputs.check_images`.
+        ValueError: as `bitlib.layout.check_architecture` and `bitlib.ops.policy_of`; when called, as
+            `bitlib.inputs.check_images`.
     """
 
     def __init__(self, *args: Any, name: str = "resnet", trainable: bool = True, **kwargs: Any):
@@ -281,19 +199,11 @@ class BiT(keras.Model):
         super().__init__(*graph, name=name, trainable=trainable)
         self.dtype_policy = self.root.dtype_policy
 
-    card = property(lambda self: self.root.card, lambda self, new: setattr(self.root, "card", new))
-    source = property(lambda self: self.root.source, lambda self, new: setattr(self.root, "source", new))
-    tuned = property(lambda self: self.root.tuned, lambda self, new: setattr(self.root, "tuned", new))
+    card, source, tuned = map(About.field, ("card", "source", "tuned"))
 
-    @property
-    def units(self) -> tuple[int, ...]:
-        """Units in each of the four blocks."""
-        return tuple(map(len, self.blocks))
-
-    @property
-    def width(self) -> float:
-        """Factor on the 64 filters of the first block."""
-        return self.root.filters / 64
+    units = property(lambda self: tuple(map(len, self.blocks)))
+    width = property(lambda self: self.root.filters / 64)
+    num_features = property(lambda self: 32 * self.root.filters)
 
     @property
     def num_classes(self) -> int | None:
@@ -301,17 +211,10 @@ class BiT(keras.Model):
         return None if self.head is None else self.head.num_classes
 
     @property
-    def num_features(self) -> int:
-        """Channels of the pooled features: 2048 times the width."""
-        return 32 * self.root.filters
-
-    @property
     def arrays(self) -> dict[str, keras.Variable]:
         """Every variable by its published name (`resnet/block1/unit01/a/group_norm/gamma`)."""
-        scope = re.compile(r"^.*?(?=(root_block|block\d_unit\d\d|group_norm|head)/)")  # that it was made in
-        return {
-            f"resnet/{scope.sub('', v.path, count=1).replace('_unit', '/unit')}": v for v in self.variables
-        }
+        paths = {_SCOPE.sub("", v.path, count=1).replace("_unit", "/unit"): v for v in self.variables}
+        return {f"resnet/{path}": variable for path, variable in paths.items()}
 
     @property
     def root(self) -> Root:
@@ -333,23 +236,22 @@ class BiT(keras.Model):
         return super().__call__(*args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Keras' own. Arrays are checked before, of a Dataset or PyDataset the first batch."""
-        if hasattr(x, "element_spec"):
-            first = next(iter(x.take(1)), None)
-        else:
-            first = x[0] if isinstance(x, keras.utils.PyDataset) else x
-        if not any(
-            hasattr(x, name) for name in ("gi_frame", "dataset")
-        ):  # generators and PyTorch's pass unseen
-            check_images(first[0] if isinstance(first, tuple) else first)
+        """As Keras' own, of checked images."""
+        check_predictable(x)
         return super().predict(x, *args, **kwargs)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Changes nothing, and warns of it once: Keras warns of every layer."""
+        warnings.warn(
+            "quantize: Keras has no quantised form of convolutions; nothing is changed", stacklevel=2
+        )
 
     def pool(self, x: Tensor) -> Tensor:
         """GroupNorm, ReLU and the average over height and width: -> float32 `[N, 2048w]`."""
         return self.get_layer("features")(self.get_layer("group_norm")(x))
 
     def feature_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """The `root` and `block1` … `block4` of `stages`, on which detectors and segmenters are built."""
+        """What detectors are built on: `root` and `block1` … `block4`, at strides 4, 4, 8, 16 and 32."""
         x = self.root(images)
         maps = {"root": x}
         for index, block in enumerate(self.blocks, start=1):
@@ -359,13 +261,7 @@ class BiT(keras.Model):
         return maps
 
     def stages(self, images: Tensor) -> dict[str, Tensor]:
-        """Every intermediate result, by name.
-
-        Returns:
-            A dictionary of tensors: `root` `[N, H/4, W/4, 64w]`, `block1` … `block4`
-            `[N, H/4, W/4, 256w]` … `[N, H/32, W/32, 2048w]`, `features` `[N, 2048w]`, and `logits`
-            `[N, num_classes]` where the model has a head.
-        """
+        """As `feature_maps`, and `features` `[N, 2048w]` and, of a head, `logits` `[N, num_classes]`."""
         check_images(images)
         stages = self.feature_maps(images)
         stages["features"] = self.pool(stages["block4"])
@@ -375,32 +271,5 @@ class BiT(keras.Model):
 
     def get_config(self) -> dict:
         """The arguments of another like this one, and what is known of it."""
-        return {
-            "units": self.units,
-            "width": self.width,
-            "num_classes": self.num_classes,
-            "name": self.name,
-            "trainable": self.trainable,
-            "dtype": self.dtype_policy.name,
-            "about": self.root.about(),
-        }
-
-
-def _strided(shape: tuple, stride: int, channels: int) -> tuple:
-    """The shape `[N, H, W, C]` after a stride; sides are rounded up, or are not known."""
-    return (shape[0], *(side and -(-side // stride) for side in shape[1:3]), channels)
-
-
-def _policy(dtype: Any) -> str:
-    """The name of a model's dtype policy. Float16 and float64 are refused: no published weight has them."""
-    try:
-        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        if policy.variable_dtype in ("float32", "bfloat16"):
-            return policy.name
-    except ValueError:
-        pass  # of a policy that Keras does not know, as of one that we do not
-    if dtype is None:  # Keras' settings, left from other work
-        return "float32"
-    raise ValueError(
-        f"dtype: expected 'float32', 'bfloat16', 'mixed_bfloat16' or 'mixed_float16', received {dtype!r}"
-    )
+        own = {name: getattr(self, name) for name in ("units", "width", "num_classes", "name", "trainable")}
+        return own | {"dtype": self.dtype_policy.name, "about": self.root.about.config()}

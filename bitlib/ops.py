@@ -17,19 +17,18 @@ import keras
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from keras import ops
 
+from bitlib.layout import GROUPS
+
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
-
-NUM_GROUPS = 32
-"""Groups of every GroupNorm, whatever the width."""
 
 
 def require_tensorflow(what: str) -> None:
     """Raise ImportError unless Keras computes by TensorFlow, as `what` needs it."""
     if keras.backend.backend() != "tensorflow":
         raise ImportError(
-            f"{what}: expected Keras on TensorFlow, received KERAS_BACKEND={keras.backend.backend()!r}; on "
-            "other backends bitlib.load, bitlib.features and bitlib.checkpoint work"
+            f"{what}: only TensorFlow can do this, and Keras runs on {keras.backend.backend()}; "
+            "KERAS_BACKEND=tensorflow, set before Python starts, chooses it"
         )
 
 
@@ -101,8 +100,8 @@ def moments(x: Tensor, means: Callable = column_means) -> tuple[Tensor, Tensor]:
 def mean_of_group(per_channel: Tensor) -> Tensor:
     """`[N, 1, C]` -> `[N, 1, C]`: every channel gets the mean over its whole group."""
     channels = per_channel.shape[-1]
-    means = ops.mean(ops.reshape(per_channel, (-1, NUM_GROUPS, channels // NUM_GROUPS)), 2, keepdims=True)
-    return ops.reshape(ops.tile(means, (1, 1, channels // NUM_GROUPS)), (-1, 1, channels))
+    means = ops.mean(ops.reshape(per_channel, (-1, GROUPS, channels // GROUPS)), 2, keepdims=True)
+    return ops.reshape(ops.tile(means, (1, 1, channels // GROUPS)), (-1, 1, channels))
 
 
 def rectified(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -121,6 +120,13 @@ class Operations:
 
 PLAIN = Operations(standardize, group_norm_relu)
 """As they stand above, with autodiff's gradients. What is exported is this: its graphs are small."""
+
+if (
+    keras.backend.backend() == "jax"
+):  # which, outside a compiled function, compiles every step of them by itself
+    import jax
+
+    PLAIN = Operations(jax.jit(standardize), jax.jit(group_norm_relu))
 
 
 def _reduced(matrix):
@@ -158,6 +164,78 @@ def fast(written_gradients: bool = True, compiled: bool = False) -> Operations:
         on_gpus = tf.config.list_physical_devices("GPU")
         return Operations(standardize if on_gpus else _standardize, tf.custom_gradient(group_norm_relu))
     return Operations(standardize, lambda *arguments: group_norm_relu(*arguments)[0])
+
+
+@keras.saving.register_keras_serializable(package="bitlib")
+class StandardizedConv2D(keras.layers.Conv2D):
+    """A convolution without bias whose kernel is standardised each time it is used.
+
+    All sides are padded by half the kernel. With a stride, Keras' "same" would pad bottom and
+    right only and so shift the image; there the padding is a step of its own.
+    """
+
+    arithmetic = PLAIN
+
+    def __init__(self, filters: int, kernel_size: int | tuple, strides: int | tuple = 1, **kwargs: Any):
+        kwargs |= {"use_bias": False, "padding": "same" if strides in (1, (1, 1)) else "valid"}
+        own = {"name": "standardized_conv2d"} | kwargs | {"data_format": "channels_last"}
+        super().__init__(filters, kernel_size, strides, **own)
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
+        # The standardisation needs float32 under every dtype policy: float16 loses variances of 1e-8.
+        return super().add_weight(*args, **kwargs, autocast=False)
+
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        kernel = self.arithmetic.standardize(ops.cast(kernel, "float32"))
+        height, width = (size // 2 for size in self.kernel_size)
+        if self.padding == "valid" and (height or width):
+            inputs = ops.pad(inputs, ((0, 0), (height, height), (width, width), (0, 0)))
+        return super().convolution_op(inputs, ops.cast(kernel, inputs.dtype))
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return strided(input_shape, self.strides[0], self.filters)
+
+
+@keras.saving.register_keras_serializable(package="bitlib")
+class GroupNorm(keras.layers.Layer):
+    """GroupNorm with 32 groups and epsilon 1e-5, followed by the ReLU that always follows it here."""
+
+    arithmetic = PLAIN
+
+    def build(self, input_shape: tuple) -> None:
+        channels = input_shape[-1]
+        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
+
+    def call(self, x: Tensor) -> Tensor:
+        """Normalise and rectify `[N, H, W, C]`; statistics are float32 under every dtype policy."""
+        gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
+        shape = shape_of(x)
+        pixels = ops.reshape(ops.cast(x, "float32"), (shape[0], -1, x.shape[-1]))
+        return ops.reshape(ops.cast(self.arithmetic.group_norm_relu(pixels, gamma, beta), x.dtype), shape)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return tuple(input_shape)
+
+
+def strided(shape: tuple, stride: int, channels: int) -> tuple:
+    """The shape `[N, H, W, C]` after a stride; sides are rounded up, or are not known."""
+    return (shape[0], *(side and -(-side // stride) for side in shape[1:3]), channels)
+
+
+def policy_of(dtype: Any) -> str:
+    """The name of a model's dtype policy. Float16 and float64 are refused: no published weight has them."""
+    try:
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        if policy.variable_dtype in ("float32", "bfloat16"):
+            return policy.name
+    except ValueError:
+        pass  # of a policy that Keras does not know, as of one that we do not
+    if dtype is None:  # Keras' settings, left from other work
+        return "float32"
+    raise ValueError(
+        f"dtype: expected 'float32', 'bfloat16', 'mixed_bfloat16' or 'mixed_float16', received {dtype!r}"
+    )
 
 
 @contextmanager

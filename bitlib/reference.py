@@ -147,10 +147,13 @@ def disagreement(
         The largest difference of any part's output, as a share of that output's largest value; the head
         counts if the model kept the checkpoint's. Rounding to float32 leaves about 1e-6.
     """
+    from keras import ops
+
     image = np.random.default_rng(seed).uniform(-0.02, 0.02, (1, size, size, 3)).astype(np.float32)
     differences = []
 
     def compare(ours, theirs):
+        ours = ops.convert_to_numpy(ours)
         differences.append(float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)))
         return theirs
 
@@ -163,7 +166,7 @@ def disagreement(
     if (
         model.head is not None
         and bias in arrays
-        and np.array_equal(arrays[bias], model.head.convolution.bias)
+        and np.array_equal(arrays[bias], ops.convert_to_numpy(model.head.convolution.bias))
     ):
         compare(model.head(features.astype(np.float32)), apply_head(arrays, features))
     return max(differences)

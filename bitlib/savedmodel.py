@@ -16,17 +16,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import tensorflow as tf
-from tensorflow.python.eager.context import context
+import keras
 
-from bitlib import checkpoint, graphs, modelcard, onnx, reference, serving, zoo
+from bitlib import checkpoint, modelcard, onnx, ops, reference, zoo
 from bitlib.checkpoint import CheckpointError, Source
 from bitlib.inputs import check_flag, check_input_range
 from bitlib.model import BiT
-from bitlib.paths import expanded
+from bitlib.writing import expanded
 from bitlib.writing import replacing
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 TOLERANCE = 1e-4
 """Largest difference between a port and the float64 reference, as a share of the logits' scale."""
@@ -118,6 +120,8 @@ def _write(
     top: int = 5,
     stages: bool = False,
 ) -> Path:
+    from bitlib import graphs, serving
+
     if serving_bytes:
         serving.check(model, top)
     if freeze:
@@ -142,6 +146,10 @@ def write(
     Raises:
         FileExistsError: as `export`.
     """
+    import tensorflow as tf
+
+    from bitlib import graphs
+
     _check_replaceable(directory)
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -179,10 +187,12 @@ def _check(
         raise ValueError("jit_compile: expected False, or freeze=True beside it; received True alone")
     if options.get("stages") and (freeze or options.get("serving_bytes")):
         raise ValueError("stages: expected False beside freeze or serving_bytes, received True")
+    if format == "onnx":
+        onnx.check(input_range, **options)
+        return format
+    ops.require_tensorflow(f"format {format!r}")
     if format == "tf_saved_model":
         _check_replaceable(directory)
-    elif format == "onnx":
-        onnx.check(input_range, **options)
     return format
 
 
@@ -309,7 +319,10 @@ def _checked(source: Source, head) -> tuple[BiT, float]:
     size = 64 if model.count_params() < 300_000_000 else 32
     with checkpoint.opened(source.path) as arrays:
         difference = reference.disagreement(model, arrays, size)
-    context().clear_kernel_cache()  # what the comparison has compiled for its shapes: 10 MB
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow.python.eager.context import context
+
+        context().clear_kernel_cache()  # what the comparison has compiled for its shapes: 10 MB
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f"{source.path}: the ported model differs from the NumPy reference by {difference:.1e} of the "

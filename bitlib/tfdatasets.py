@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitlib.fetching import offline
+from bitlib.inputs import tensorflow
 from bitlib.writing import expanded
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ def stream(
     Raises:
         ImportError, ValueError: as `tfds`.
     """
-    import tensorflow as tf
-
+    tf = tensorflow("bitlib.datasets.stream")
     stored, (image, label), class_names = _stored(name, split, data_dir, context)
 
     def load(example):

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bitlib.layout import BASE_URL, BUNDLED, SUFFIXES, Architecture, CheckpointError, layout, units_and_width
 from bitlib.layout import UNITS as UNITS
@@ -212,6 +213,34 @@ class Source:
     def sha256(self) -> str:
         """The SHA-256 of the file, in hexadecimal; computed once, if it is asked for."""
         return self.verified or sha256(self.path)
+
+
+@dataclass
+class About:
+    """Everything known of a model beside its weights; a `bitlib.model.BiT` has the same attributes."""
+
+    card: Card | None = None
+    source: Source | None = None
+    tuned: bool = False
+
+    @classmethod
+    def of(cls, fields: Mapping) -> About:
+        """What `config` gave."""
+        card, source = fields.get("card"), fields.get("source")
+        return cls(card and Card.of(card), source and Source.of(source), fields.get("tuned", False))
+
+    def config(self) -> dict:
+        """Its fields as JSON."""
+        card, source = self.card and asdict(self.card), self.source and self.source.config()
+        return {"card": card, "source": source, "tuned": self.tuned}
+
+    @staticmethod
+    def field(name: str) -> Any:
+        """A property of a model whose layer `root` has this record as its `about`."""
+        return property(
+            lambda model: getattr(model.root.about, name),
+            lambda model, value: setattr(model.root.about, name, value),
+        )
 
 
 def _published():

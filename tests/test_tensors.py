@@ -213,7 +213,7 @@ class TestDamage:
         import sys
 
         monkeypatch.setitem(sys.modules, "safetensors", None)
-        with pytest.raises(ImportError, match=r"^safetensors: .*pip install 'bitlib\[torch\]'"):
+        with pytest.raises(ImportError, match=r"^safetensors: .*pip install 'bitlib\[safetensors\]'"):
             bitlib.load(timm)
 
 
