@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from bitlib import images
-from bitlib.digests import sha256
 from bitlib.inputs import check_flag
-from bitlib.writing import expanded
+from bitlib.writing import expanded, sha256
 
 Labelled = tuple[list[Path], np.ndarray, list[str]]
 

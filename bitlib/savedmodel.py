@@ -24,8 +24,7 @@ from bitlib import checkpoint, modelcard, onnx, ops, reference, zoo
 from bitlib.checkpoint import CheckpointError, Source
 from bitlib.inputs import check_flag, check_input_range
 from bitlib.model import BiT
-from bitlib.writing import expanded
-from bitlib.writing import replacing
+from bitlib.writing import expanded, replacing
 
 if TYPE_CHECKING:
     import tensorflow as tf
