@@ -15,6 +15,7 @@ import numpy as np
 
 from bitlib.examples import Examples, errors_in_words, mapped, prepare
 from bitlib.hyperrule import Plan
+from bitlib.images import resize
 
 CACHED_BYTES = 1 << 30
 """Examples whose resized pictures fit into this memory are read once and cached; more are read anew in each
@@ -22,26 +23,8 @@ epoch, and shuffled within this memory. Three times as much is used for a moment
 
 
 def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """Resize as the official code does: bilinear, without antialiasing, whatever the sides were.
-
-    Args:
-        images: float `[..., H, W, 3]`.
-
-    Returns:
-        float32 `[..., size, size, 3]`.
-    """
-    images = np.asarray(images, np.float32)
-    for axis in (images.ndim - 3, images.ndim - 2):
-        length = images.shape[axis]
-        if length == size:
-            continue
-        at = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(length / size) - 0.5
-        low = np.floor(at)
-        before, after = (np.take(images, np.clip(low + i, 0, length - 1).astype(int), axis) for i in (0, 1))
-        after -= before
-        after *= (at - low).reshape(-1, *[1] * (images.ndim - 1 - axis))
-        images = before + after
-    return images
+    """Bilinear, as the official code resizes: `[..., H, W, 3]` -> float32 `[..., size, size, 3]`."""
+    return resize(images, (size, size))
 
 
 def _size(plan: Plan) -> int:
