@@ -39,7 +39,7 @@ SPARED = {
     "angles": {"random_flip": False},
     "typefaces": {"random_flip": False},
 }
-"""What no rule can know: the flips and crops that destroy the labels of a task. Arguments of `plan`."""
+"""The flips and crops that destroy the labels of a task, which no rule can know. Arguments of `plan`."""
 
 
 class Task(NamedTuple):
@@ -120,7 +120,7 @@ METHODS: dict[str, Callable[..., float]] = {
     "fine-tuned": tuned,
     "from scratch": scratch,
 }
-"""What is compared on every task."""
+"""Compared on every task."""
 
 MISTAKES: dict[str, Callable[..., float]] = {
     "frozen backbone": partial(tuned, freeze="backbone"),
@@ -129,13 +129,13 @@ MISTAKES: dict[str, Callable[..., float]] = {
     "random head": partial(tuned, random_head=True),
     "decays unscaled": partial(tuned, boundaries=(200, 300, 400)),
 }
-"""What goes wrong in much code: see page 04."""
+"""Mistakes that much code makes: see page 04."""
 
 MADE_ON = {
     "counting": ("frozen backbone", "random crops", "random head", "decays unscaled"),
     "angles": ("frozen backbone", "random flips", "random head", "decays unscaled"),
 }
-"""Which mistakes were made on which tasks: where they can be mistakes."""
+"""The mistakes that were made on each task."""
 
 
 class Result(NamedTuple):
