@@ -7,9 +7,8 @@ As VTAB-1k has it (arXiv 1910.04867): up to 1000 examples to learn from, the sam
 from __future__ import annotations
 
 import csv
-import datetime
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 import keras
 import numpy as np
 from scipy import stats
-from tqdm import tqdm
 
 from bitlib import checkpoint, datasets, features, finetune, hyperrule, images, tasks
 from bitlib.model import BiT
-from bitlib.writing import bundled, replacing
+from bitlib.writing import bundled
 
 if TYPE_CHECKING:
     from bitlib.checkpoint import Source
@@ -158,23 +156,6 @@ def read_rows(path: str | os.PathLike, kind: Any) -> list[Any]:
     types = get_type_hints(kind)
     with Path(path).open(newline="") as file:
         return [kind(*(types[name](row[name]) for name in types)) for row in csv.DictReader(file)]
-
-
-def complete_rows(path: Path, kind: Any, wanted: Iterable[tuple], compute: Callable[..., float]) -> None:
-    """Compute the rows that a CSV file lacks. Each is written as soon as it is known: a stopped run goes on.
-
-    Args:
-        path, kind: as of `read_rows`; the file is made if it is not there.
-        wanted: the fields before `accuracy`, of every row that there should be.
-        compute: takes these fields, and returns the accuracy in [0, 1].
-    """
-    rows = read_rows(path, kind) if path.is_file() else []
-    known = {row[:-2] for row in rows}
-    for fields in tqdm([fields for fields in wanted if fields not in known], unit="row", disable=None):
-        rows.append(kind(*fields, round(compute(*fields), 4), str(datetime.date.today())))
-        print(*rows[-1], flush=True)
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([kind._fields, *sorted(rows)])
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
