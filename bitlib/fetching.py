@@ -112,15 +112,13 @@ def mirror() -> Path | str | None:
 def fetch_file(file: str) -> Path:
     """Any file below the published address (`ilsvrc2012_wordnet_lemmas.txt`).
 
-    It comes from the cache, the folder `BITLIB_CACHE`, else it is downloaded into it. A download is compared
-    with the server's length and hash; its SHA-256 is noted beside it and compared at every later use.
-    `BITLIB_MIRROR`, a folder or a base URL laid out like the published one, is asked instead.
-    `BITLIB_OFFLINE=1` forbids the network.
+    It comes from the cache, `BITLIB_CACHE`, or is downloaded into it and compared with the server's length
+    and hash; its SHA-256 is noted beside it and compared at every later use. `BITLIB_MIRROR`, a folder or a
+    base URL laid out like the published one, is asked instead. `BITLIB_OFFLINE=1` forbids the network.
 
     Raises:
         ValueError: no published file can have that name, or one of the variables makes no sense.
-        ConnectionError: it cannot be had, or is not what it should be. The message says what to do. A part
-            of it stays hidden in the cache, if the next call can resume it.
+        ConnectionError: it cannot be had, or is not what it should be; the next call resumes what came.
         OSError: it cannot be written: the cache is read-only, the disk is full.
     """
     return verified_file(file)[0]
