@@ -59,8 +59,6 @@ _WEB_PAGE = (
     "a web page came instead of the file, as public Wi-Fi sends before one has logged in; open any page in a "
     "browser, log in, and try again"
 )
-
-
 _NAME, _NUMBER = r"[^\s/?#@:.\[\]]{1,63}(\.[^\s/?#@:.\[\]]{1,63})*", r"\[[0-9A-Fa-f:.]+\]"
 _ADDRESS = re.compile(rf"(?i:https?)://([^\s/?#]*@)?({_NAME}|{_NUMBER})(:[0-9]{{1,5}})?(/[^\s?#]*)?")
 
@@ -78,7 +76,7 @@ def cache_folder() -> Path:
 
 
 def offline() -> bool:
-    """Whether `BITLIB_OFFLINE` forbids the network. Raises: ValueError if it is neither 0, 1 nor empty."""
+    """True if `BITLIB_OFFLINE` forbids the network. Raises: ValueError if it is neither 0, 1 nor empty."""
     value = os.environ.get("BITLIB_OFFLINE", "").strip()
     if value not in ("", "0", "1"):
         raise ValueError(f"BITLIB_OFFLINE: expected 1 (no network), 0 or nothing, received {value!r}")
@@ -114,15 +112,13 @@ def mirror() -> Path | str | None:
 def fetch_file(file: str) -> Path:
     """Any file below the published address (`ilsvrc2012_wordnet_lemmas.txt`).
 
-    It comes from the cache, the folder `BITLIB_CACHE`, else it is downloaded into it. A download is compared
-    with the server's length and hash; its SHA-256 is noted beside it and compared at every later use.
-    `BITLIB_MIRROR`, a folder or a base URL laid out like the published one, is asked instead.
-    `BITLIB_OFFLINE=1` forbids the network.
+    It comes from the cache, `BITLIB_CACHE`, or is downloaded into it and compared with the server's length
+    and hash; its SHA-256 is noted beside it and compared at every later use. `BITLIB_MIRROR`, a folder or a
+    base URL laid out like the published one, is asked instead. `BITLIB_OFFLINE=1` forbids the network.
 
     Raises:
         ValueError: no published file can have that name, or one of the variables makes no sense.
-        ConnectionError: it cannot be had, or is not what it should be. The message says what to do. A part
-            of it stays hidden in the cache, if the next call can resume it.
+        ConnectionError: it cannot be had, or is not what it should be; the next call resumes what came.
         OSError: it cannot be written: the cache is read-only, the disk is full.
     """
     return verified_file(file)[0]
@@ -136,11 +132,7 @@ def on_disk(file: str) -> Path | None:
 
 
 def parse_class_list(content: bytes, file: str) -> tuple[str, ...]:
-    """The lines of a class list: one class a line, line number = index.
-
-    Args:
-        content: of the file.
-        file: its published name, which says how many lines it has; any number for other names.
+    """The lines of a class list, one a class; as many as the published file of that name has.
 
     Raises:
         ValueError: it is not such a list; the message says why, without the file's name.

@@ -35,7 +35,7 @@ SMALL, LARGE = 20_000, 500_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What the rule says for one data set; made by `plan`.
+    """The rule for one data set; made by `plan`.
 
     Attributes:
         variant: `official` or `paper`.

@@ -41,7 +41,7 @@ class CheckpointError(ValueError):
 
 
 class Architecture(NamedTuple):
-    """What the arrays of a checkpoint say of its network; the arguments of `bitlib.model.BiT`."""
+    """A network, as the arrays of a checkpoint show it; the arguments of `bitlib.model.BiT`."""
 
     units: tuple[int, ...]
     width: float

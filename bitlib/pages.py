@@ -1,4 +1,4 @@
-"""What every page needs and nothing else does: a quiet start, parameters, versions, tables, source code."""
+"""Needed by pages only: a quiet start, parameters, versions, tables, source code."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ from bitlib.tfdatasets import builder_of
 def quiet() -> None:
     """Import TensorFlow and tensorflow-hub without what they write to stderr, which a page shows in red.
 
-    TensorFlow's C++ code logs while it is imported, whatever its settings; tensorflow-hub 0.16 warns of the
-    deprecated `pkg_resources`; TensorFlow's Python code warns a page that trains several models of tracing
-    their graphs anew. Errors are raised and logged as ever.
+    TensorFlow's C++ code logs while it is imported, whatever its settings; its Python code warns of graphs
+    traced anew; tensorflow-hub 0.16 warns of `pkg_resources`. Errors are raised and logged as ever.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with stderr_aside(), warnings.catch_warnings():
@@ -173,7 +172,7 @@ def sources(value) -> list[str]:
 
 
 def data_set(data_dir: Any = None) -> Callable[[Any], str]:
-    """What `bitlib.datasets.labelled` takes: a name or a folder. Its pictures are not read yet."""
+    """A name or a folder, as `bitlib.datasets.labelled` takes it. Its pictures are not read yet."""
 
     def kind(value) -> str:
         name = os.path.expanduser(text(value))
@@ -212,7 +211,7 @@ def pictures(most: int) -> Callable[[Any], dict[str, np.ndarray]]:
 
 
 def _literal(value):
-    """What a text stands for; the text itself if it stands for nothing else."""
+    """The value that a text stands for; the text itself if it stands for nothing else."""
     words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None}
     if isinstance(value, str):
         word = value.strip().lower()

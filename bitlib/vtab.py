@@ -7,9 +7,8 @@ As VTAB-1k has it (arXiv 1910.04867): up to 1000 examples to learn from, the sam
 from __future__ import annotations
 
 import csv
-import datetime
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 import keras
 import numpy as np
 from scipy import stats
-from tqdm import tqdm
 
 from bitlib import checkpoint, datasets, features, finetune, hyperrule, images, tasks
 from bitlib.model import BiT
-from bitlib.writing import bundled, replacing
+from bitlib.writing import bundled
 
 if TYPE_CHECKING:
     from bitlib.checkpoint import Source
@@ -39,7 +37,7 @@ SPARED = {
     "angles": {"random_flip": False},
     "typefaces": {"random_flip": False},
 }
-"""What no rule can know: the flips and crops that destroy the labels of a task. Arguments of `plan`."""
+"""The flips and crops that destroy the labels of a task, which no rule can know. Arguments of `plan`."""
 
 
 class Task(NamedTuple):
@@ -120,7 +118,7 @@ METHODS: dict[str, Callable[..., float]] = {
     "fine-tuned": tuned,
     "from scratch": scratch,
 }
-"""What is compared on every task."""
+"""Compared on every task."""
 
 MISTAKES: dict[str, Callable[..., float]] = {
     "frozen backbone": partial(tuned, freeze="backbone"),
@@ -129,13 +127,13 @@ MISTAKES: dict[str, Callable[..., float]] = {
     "random head": partial(tuned, random_head=True),
     "decays unscaled": partial(tuned, boundaries=(200, 300, 400)),
 }
-"""What goes wrong in much code: see page 04."""
+"""Mistakes that much code makes: see page 04."""
 
 MADE_ON = {
     "counting": ("frozen backbone", "random crops", "random head", "decays unscaled"),
     "angles": ("frozen backbone", "random flips", "random head", "decays unscaled"),
 }
-"""Which mistakes were made on which tasks: where they can be mistakes."""
+"""The mistakes that were made on each task."""
 
 
 class Result(NamedTuple):
@@ -158,23 +156,6 @@ def read_rows(path: str | os.PathLike, kind: Any) -> list[Any]:
     types = get_type_hints(kind)
     with Path(path).open(newline="") as file:
         return [kind(*(types[name](row[name]) for name in types)) for row in csv.DictReader(file)]
-
-
-def complete_rows(path: Path, kind: Any, wanted: Iterable[tuple], compute: Callable[..., float]) -> None:
-    """Compute the rows that a CSV file lacks. Each is written as soon as it is known: a stopped run goes on.
-
-    Args:
-        path, kind: as of `read_rows`; the file is made if it is not there.
-        wanted: the fields before `accuracy`, of every row that there should be.
-        compute: takes these fields, and returns the accuracy in [0, 1].
-    """
-    rows = read_rows(path, kind) if path.is_file() else []
-    known = {row[:-2] for row in rows}
-    for fields in tqdm([fields for fields in wanted if fields not in known], unit="row", disable=None):
-        rows.append(kind(*fields, round(compute(*fields), 4), str(datetime.date.today())))
-        print(*rows[-1], flush=True)
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([kind._fields, *sorted(rows)])
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

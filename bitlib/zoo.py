@@ -1,4 +1,4 @@
-"""What exists: a card for every published BiT, and for the small one that ships with this package.
+"""The catalogue: a card for every published BiT, and for the small one that ships with this package.
 
 A card is data only: which file, which network, which preprocessing. TensorFlow is not imported here.
 """
@@ -200,7 +200,7 @@ class Source:
 
     @classmethod
     def of(cls, fields: Mapping) -> Source:
-        """What `config` gave."""
+        """The inverse of `config`."""
         own = fields["verified"], fields.get("fingerprint")
         return cls(Card.of(fields["card"]), Path(fields["file"]), *own)
 
@@ -338,7 +338,7 @@ def handles(collection: str | None = None) -> list[str]:
 
 
 def is_collection(name: str) -> bool:
-    """Whether a name is that of a collection of the hub."""
+    """True for the name of one of `COLLECTIONS`, with version and host or without."""
     return _unversioned(name) in COLLECTIONS
 
 

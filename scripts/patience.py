@@ -15,7 +15,9 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from bitlib import checkpoint, patience, vtab, zoo
+import rows
+
+from bitlib import checkpoint, patience, zoo
 
 OUTPUT = Path(__file__).parent.parent / "data" / "patience.csv"
 
@@ -45,7 +47,7 @@ def main():
         for seed in seeds
         for method in patience.METHODS
     ]
-    vtab.complete_rows(options.output, patience.Result, wanted, compute)
+    rows.complete(options.output, patience.Result, wanted, compute)
 
 
 if __name__ == "__main__":

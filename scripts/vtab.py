@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import rows
 
 from bitlib import checkpoint, tasks, vtab, zoo
 
@@ -42,7 +43,7 @@ def main():
         keras.utils.clear_session()
         return vtab.compute(source, task, method, seed)
 
-    vtab.complete_rows(options.output, vtab.Result, wanted, compute)
+    rows.complete(options.output, vtab.Result, wanted, compute)
 
 
 if __name__ == "__main__":

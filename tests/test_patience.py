@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import bitlib
 from bitlib import patience, vtab, zoo
+from scripts import rows
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +108,9 @@ class TestRows:
 
         wanted = [("b", 2), ("a", 10), ("a", 9)]
         with pytest.raises(KeyboardInterrupt):
-            vtab.complete_rows(path, Row, wanted, compute)
+            rows.complete(path, Row, wanted, compute)
         asked.clear()
-        vtab.complete_rows(path, Row, wanted, compute)
+        rows.complete(path, Row, wanted, compute)
         assert asked == [("a", 9)]
         found = vtab.read_rows(path, Row)
         assert [row[:3] for row in found] == [("a", 9, 1.2857), ("a", 10, 1.4286), ("b", 2, 0.2857)]
