@@ -24,7 +24,7 @@ from bitlib.archive import Archive as Archive
 from bitlib.archive import Arrays
 from bitlib.fetching import fetch_file
 from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
-from bitlib.writing import bundled, replacing, verify
+from bitlib.writing import bundled, expanded, replacing, verify
 from bitlib.zoo import Source as Source
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ def assign(model: BiT, arrays: Mapping[str, np.ndarray]) -> None:
 
 def fill(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarray]) -> None:
     """Set variables from arrays of the same names, or none at all. Raises: as `assign`."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays: expected arrays by name, received {type(arrays).__name__}")
     expected = {name: tuple(variable.shape) for name, variable in variables.items()}
     check({name: np.shape(array) for name, array in arrays.items()}, expected)
     for name, array in arrays.items():
@@ -302,6 +304,14 @@ def load(
     return model
 
 
+def check_model(model: Any) -> None:
+    """Raise TypeError unless it is a `bitlib.model.BiT`."""
+    from bitlib.model import BiT
+
+    if not isinstance(model, BiT):
+        raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
+
+
 def fingerprint(model: BiT) -> int:
     """A number for the weights of a model, of some values of each array; any training changes it."""
     from keras import ops
@@ -347,7 +357,9 @@ def save(model: BiT, path: str | os.PathLike) -> Path:
     Raises:
         ValueError: the suffix is of another kind of file.
     """
-    suffix = Path(path).suffix.lower()
+    check_model(model)
+    path = expanded(path, "path")
+    suffix = path.suffix.lower()
     if suffix and (suffix == SUFFIXES[2] or suffix in " ".join(zoo.FOREIGN).split()):
         raise ValueError(f"path: expected a file ending in {SUFFIXES[0]} or {SUFFIXES[1]}, received {path}")
     fields = {name: getattr(model.card, name) for name in NOTED} if model.card else {}

@@ -322,6 +322,8 @@ def draw(
         UserWarning: nothing of a class is left to test on.
     """
     labels = np.asarray(labels)
+    if labels.ndim != 1 or not len(labels):
+        raise ValueError(f"labels: expected one for each example, [N], received shape {labels.shape}")
     train, test = _drawn(labels, shots, num_test, seed)
     _warn_if_untested(labels, labels[test])
     return train, test

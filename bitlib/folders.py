@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from bitlib import images
-from bitlib.digests import sha256
+from bitlib.inputs import check_flag
+from bitlib.writing import expanded, sha256
 
 Labelled = tuple[list[Path], np.ndarray, list[str]]
 
@@ -69,6 +70,7 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
             classes are nearly the same, or in another order than elsewhere; or the classes hold the same
             subfolders, which may have been meant as classes.
     """
+    check_flag("verify", verify)
     root, subfolders, files = _opened(path)
     for file in files:
         if images.is_picture(file) or not file.exists():  # the link to a class may be broken
@@ -275,7 +277,7 @@ def table(
     """A table with a row for each picture, as a labelled set.
 
     Args:
-        source: a CSV file (UTF-8; commas, semicolons or tabs; names in its first row), or a DataFrame.
+        source: a CSV file (UTF-8 or 16; commas, semicolons or tabs; names in its first row), or a DataFrame.
         columns: names of the columns, `{"path": ..., "label": ..., "split": ...}`; what is left out is
             looked for by the names in `COLUMNS`.
         root: the folder that relative paths count from; None for that of the file, or the current one.
@@ -328,16 +330,20 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
         path = Path(os.path.expanduser(source))
         where, base = f"source: {path}", path.parent
         names, numbers, cells = _csv(path)
-    base = Path(os.path.expanduser(root)) if root else base
+    base = expanded(root, "root") if root not in (None, "") else base
     found = {role: _column(role, columns.get(role), names) for role in COLUMNS}
-    if not found["split"]:
+    if found["split"] is None:
         found["split"] = _column_of_splits(names, cells, found)
-    texts = {role: list(map(_text, cells[names.index(name)])) for role, name in found.items() if name}
+    texts = {
+        role: list(map(_text, cells[names.index(name)])) for role, name in found.items() if name is not None
+    }
     for role, column in texts.items():
         empty = [f"row {number}" for number, text in zip(numbers, column, strict=True) if not text]
         if empty:
             raise ValueError(f"{where} has no {role} in {_some(empty)}; expected one for each picture")
     files = [base / os.path.expanduser(text) for text in texts["path"]]
+    if not any(map(os.path.isfile, files)):  # paths of Windows
+        files = [base / text.replace("\\", "/") for text in texts["path"]]
     if not files:
         raise ValueError(f"{where} has no rows; expected one for each picture")
     rows = zip(numbers, files, strict=True)
@@ -362,15 +368,16 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
 def _csv(path: Path) -> tuple[list[str], list[int], list[tuple[str, ...]]]:
     """The names of the columns of a CSV file, the numbers of its rows, and the columns."""
     try:
-        text = path.read_text("utf-8-sig")
-        first = text.split("\n", 1)[0]
-        delimiter = max(",;\t", key=first.count)
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = re.sub(r"^sep=.(?=\r?\n)", "", text)  # of Excel
+        delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         rows = [(reader.line_num, tuple(row)) for row in reader if any(map(str.strip, row))]
     except FileNotFoundError:
         raise FileNotFoundError(f"source: {path}: no such file, expected a CSV file or a DataFrame") from None
     except (OSError, UnicodeError, csv.Error) as error:
-        raise ValueError(f"source: {path}: cannot be read as CSV in UTF-8 ({error})") from error
+        raise ValueError(f"source: {path}: cannot be read as CSV in UTF-8 or UTF-16 ({error})") from error
     names = [name.strip() for name in rows[0][1]] if rows else []
     for number, row in rows:
         if len(row) != len(names):
@@ -382,9 +389,10 @@ def _csv(path: Path) -> tuple[list[str], list[int], list[tuple[str, ...]]]:
 
 def _column(role: str, wanted: str | None, names: Sequence) -> Any:
     """The name of the column for a role; None if there is none for splits and none is wanted."""
-    found = [name for name in names if (name == wanted if wanted else _plain(name) in COLUMNS[role].split())]
-    if len(found) != 1 and (found or wanted or role != "split"):
-        looked = wanted or COLUMNS[role].replace(" ", ", ")
+    words = COLUMNS[role].split()
+    found = [name for name in names if (_plain(name) in words if wanted is None else name == wanted)]
+    if len(found) != 1 and (found or wanted is not None or role != "split"):
+        looked = ", ".join(words) if wanted is None else wanted
         raise ValueError(
             f'columns: expected one for "{role}" ({looked}), found {_some(found) or None} in {_some(names)}; '
             f'say which it is, columns={{"{role}": ...}}'

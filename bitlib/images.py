@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitlib.inputs import SMALLEST, check_whole, described
+from bitlib.inputs import SMALLEST, check_flag, check_whole, described
 from bitlib.zoo import Card
 
 if TYPE_CHECKING:
@@ -242,7 +242,8 @@ def _levels(image) -> np.ndarray:
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return np.asarray(image)  # Pillow's own conversion would clip these at 255
-    if image.mode in ("RGBA", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
+    image = image.convert("LA") if image.mode == "La" else image  # Pillow knows no other way
+    if image.mode in ("RGBA", "PA", "LA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
@@ -317,6 +318,7 @@ def prepare(
     import tensorflow as tf
 
     resolution = pixels(resolution, "resolution")
+    check_flag("antialias", antialias)
     if short_side is not None and pixels(short_side, "short_side") < resolution:
         raise ValueError(f"short_side: expected at least the resolution, {resolution}, received {short_side}")
     with decoded(source) as image:
@@ -374,12 +376,17 @@ def _separate(sources) -> Iterable:
 
     shape = tuple(getattr(sources, "shape", (1,))) if hasattr(sources, "__array__") else (1,)
     single = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
-    if single or len(shape) in (0, 2) or (len(shape) == 3 and shape[-1] in (1, 3, 4)):
+    is_table = hasattr(sources, "columns")  # of pandas
+    if len(shape) == 2 and max(shape) > 4 * min(shape) > 0 and not is_table:
+        warnings.warn(
+            f"sources: {shape} is taken for one grey picture, not for rows of numbers", stacklevel=3
+        )
+    if (single or len(shape) in (0, 2) or (len(shape) == 3 and shape[-1] in (1, 3, 4))) and not is_table:
         return [sources]
-    if len(shape) == 3 and shape[0] == 3:
+    if len(shape) == 3 and shape[0] in (3, 4):
         hint = "of one whose channels come first, expected array.transpose(1, 2, 0)"
-        warnings.warn(f"sources: {shape} is taken for three grey pictures; {hint}", stacklevel=3)
-    if not isinstance(sources, Iterable) or isinstance(sources, (Mapping, Set, io.IOBase)):
+        warnings.warn(f"sources: {shape} is taken for {shape[0]} grey pictures; {hint}", stacklevel=3)
+    if is_table or not isinstance(sources, Iterable) or isinstance(sources, (Mapping, Set, io.IOBase)):
         raise ValueError(f"sources: expected a picture or a list of them, received {type(sources).__name__}")
     return sources
 

@@ -6,7 +6,7 @@ import math
 import operator
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,14 @@ def check_input_range(input_range: tuple[float, float]) -> None:
     Raises:
         ValueError: it is neither (-1, 1) nor (0, 1).
     """
-    if tuple(input_range) not in ((-1, 1), (0, 1)):
+    if not isinstance(input_range, Iterable) or tuple(input_range) not in ((-1, 1), (0, 1)):
         raise ValueError(f"input_range: expected (-1, 1) or (0, 1), received {input_range!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless a value is True or False: "no" and "false" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}: expected True or False, received {value!r:.80}")
 
 
 def check_whole(name: str, value: Any, most: float = math.inf, least: int = 1, expected: str = "") -> int:
@@ -62,7 +68,8 @@ def check_images(images: Any, smallest: int = SMALLEST, first: int = 0, warn: bo
             infinite.
     """
     shape = getattr(images, "shape", None)
-    if shape is None or not hasattr(images, "dtype"):
+    partial = any(hasattr(images, name) for name in ("row_splits", "dense_shape", "mask"))  # ragged, sparse
+    if shape is None or not hasattr(images, "dtype") or partial:
         raise ValueError(
             f"images: expected float [N, H, W, 3] in [-1, 1], received {described(images)}; {READING}"
         )
@@ -162,6 +169,15 @@ def _values(images: Any) -> np.ndarray | None:
 def _numpy(values: Any) -> np.ndarray:
     # PyTorch's, perhaps with a gradient or on a GPU
     return np.asarray(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
+
+
+def scores(values: Any, name: str) -> np.ndarray:
+    """Numbers of classes, float64 `[..., classes]`. Raises: ValueError for what is none, NaN and infinity."""
+    found = array(values, name)
+    if found.dtype.kind not in "iuf" or not found.ndim or not (found < np.inf).all():
+        received = "NaN or infinity" if found.dtype.kind == "f" and found.ndim else described(values)
+        raise ValueError(f"{name}: expected a number for each class, [N, classes], received {received}")
+    return found.astype(np.float64)
 
 
 def array(values: Any, name: str) -> np.ndarray:

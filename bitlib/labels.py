@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitlib.fetching import fetch_file, on_disk, parse_class_list
+from bitlib.inputs import check_whole, described, scores
 from bitlib.writing import bundled
 from bitlib.zoo import CLASS_LISTS, Card
 
@@ -65,11 +67,11 @@ def names_or_numbers(class_list: str | None, num_classes: int) -> tuple[tuple[st
     return tuple(f"class {index}" for index in range(num_classes)), reason
 
 
-def of_card(card: Card, num_classes: int) -> tuple[tuple[str, ...], str]:
+def of_card(card: Card | None, num_classes: int) -> tuple[tuple[str, ...], str]:
     """The class names of a model: those that its file carries, else as `names_or_numbers`."""
-    if card.class_names and len(card.class_names) == num_classes:
+    if card and card.class_names and len(card.class_names) == num_classes:
         return card.class_names, ""
-    return names_or_numbers(card.labels, num_classes)
+    return names_or_numbers(card.labels if card else None, num_classes)
 
 
 def probabilities(logits: ArrayLike, activation: str = "softmax") -> np.ndarray:
@@ -81,8 +83,13 @@ def probabilities(logits: ArrayLike, activation: str = "softmax") -> np.ndarray:
 
     Returns:
         float64 `[N, classes]` in [0, 1].
+
+    Warns:
+        UserWarning: they are probabilities already.
     """
-    logits = np.asarray(logits, np.float64)
+    logits = scores(logits, "logits")
+    if logits.size and logits.min() >= 0 and logits.shape[-1] > 1 and (abs(logits.sum(-1) - 1) < 1e-5).all():
+        warnings.warn("logits: each row sums to 1; expected logits, not probabilities", stacklevel=2)
     if activation == "sigmoid":
         return 0.5 * (1 + np.tanh(logits / 2))
     if activation != "softmax":
@@ -103,15 +110,24 @@ def top_k(probabilities: ArrayLike, class_names: Sequence[str], k: int = 5) -> l
         For each row, k pairs of name and probability.
 
     Raises:
-        ValueError: the numbers of names and classes differ, or k is below 1.
+        ValueError: the numbers of names and classes differ, or k is below 1; or there is NaN.
+
+    Warns:
+        UserWarning: values are not in [0, 1], as logits are not.
     """
-    probabilities = np.asarray(probabilities)
-    if probabilities.shape[-1] != len(class_names):
-        raise ValueError(
-            f"class_names: expected {probabilities.shape[-1]} names, received {len(class_names)}"
-        )
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, received {k}")
+    probabilities = scores(probabilities, "probabilities")
+    if probabilities.ndim != 2:
+        expected = "[N, classes], of one picture probabilities[None]"
+        raise ValueError(f"probabilities: expected {expected}, received shape {probabilities.shape}")
+    in_order = hasattr(class_names, "__getitem__") and not isinstance(class_names, Mapping)
+    if not in_order or len(class_names) != probabilities.shape[1]:
+        received = len(class_names) if in_order else described(class_names)
+        raise ValueError(f"class_names: expected {probabilities.shape[1]} names, received {received}")
+    check_whole("k", k)
+    if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1 + 1e-5):
+        extent = f"{probabilities.min():.4g} to {probabilities.max():.4g}"
+        way = "bitlib.labels.probabilities makes them of logits"
+        warnings.warn(f"probabilities: expected [0, 1], received {extent}; {way}", stacklevel=2)
     order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k]
     return [
         [(class_names[index], float(row[index])) for index in best]

@@ -24,8 +24,9 @@ import numpy as np
 import tensorflow as tf
 
 from bitlib import ops
+from bitlib.checkpoint import check_model
 from bitlib.graphs import INPUTS, function, scaled, without_log
-from bitlib.inputs import FARTHEST, SMALLEST, check_images, check_input_range
+from bitlib.inputs import FARTHEST, SMALLEST, array, check_images, check_input_range
 from bitlib.model import BiT
 from bitlib.progress import stderr_aside
 from bitlib.writing import replacing
@@ -131,8 +132,7 @@ def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
 
 
 def _check(model, input_range, precision) -> None:
-    if not isinstance(model, BiT):
-        raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
+    check_model(model)
     if model.compute_dtype != "float32":
         raise ValueError(
             f"model: computes in {model.compute_dtype}, expected float32; load it with dtype='float32'"
@@ -150,7 +150,7 @@ def _checked_images(representative, input_range, precision: str) -> np.ndarray |
         if representative is not None:
             raise ValueError(f"representative: expected None, as precision is {precision!r} and not 'int8'")
         return None
-    images = np.asarray(representative)
+    images = array(representative, "representative")
     (low, high), found = input_range, ""
     if representative is None:
         found = "None, and precision 'int8' takes its ranges from them"

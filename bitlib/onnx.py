@@ -20,7 +20,7 @@ import numpy as np
 
 from bitlib import modelcard, reference
 from bitlib.checkpoint import HEAD, ROOT
-from bitlib.inputs import FARTHEST, SMALLEST, check_input_range
+from bitlib.inputs import FARTHEST, SMALLEST, check_flag, check_input_range
 from bitlib.writing import replacing
 
 if TYPE_CHECKING:
@@ -69,10 +69,11 @@ def write(
         IsADirectoryError: `path` is a folder.
     """
     library = check(input_range, uint8, batch_shape)
+    shape = None if batch_shape is None else tuple(map(int, batch_shape))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scale = "[0, 255]" if uint8 else "[0, 1]" if tuple(input_range) == (0, 1) else "[-1, 1]"
-    graph = _Graph(library, model.arrays, scale, batch_shape)
+    graph = _Graph(library, model.arrays, scale, shape)
     with replacing(path) as temporary:
         if 4 * model.count_params() <= LARGEST:
             network = _network(graph)
@@ -96,11 +97,13 @@ def check(
 ) -> Any:
     """Check the arguments of `write` that need no model. Returns the package `onnx`; raises as `write`."""
     check_input_range(input_range)
+    check_flag("uint8", uint8)
     if uint8 and tuple(input_range) != (-1, 1):
         raise ValueError(f"input_range: uint8=True takes [0, 255], expected no range; received {input_range}")
     if batch_shape is not None:
-        right = len(batch_shape) == 4 and all(isinstance(length, int) for length in batch_shape)
-        if not right or batch_shape[0] < 1 or min(batch_shape[1:3]) < 32 or batch_shape[3] != 3:
+        found = np.asarray(batch_shape)
+        right = found.shape == (4,) and found.dtype.kind in "iu" and found[3] == 3
+        if not right or found[0] < 1 or min(found[1:3]) < SMALLEST:
             raise ValueError(
                 "batch_shape: expected None or (N, height, width, 3), height and width at least 32; "
                 f"received {batch_shape!r}"

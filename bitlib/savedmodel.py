@@ -23,9 +23,9 @@ from tensorflow.python.eager.context import context
 
 from bitlib import checkpoint, graphs, modelcard, onnx, reference, serving, zoo
 from bitlib.checkpoint import CheckpointError, Source
-from bitlib.inputs import check_input_range
+from bitlib.inputs import check_flag, check_input_range
 from bitlib.model import BiT
-from bitlib.writing import replacing
+from bitlib.writing import expanded, replacing
 
 TOLERANCE = 1e-4
 """Largest difference between a port and the float64 reference, as a share of the logits' scale."""
@@ -99,12 +99,12 @@ def export(
             yours, or a README.md that is not such a model card.
         IsADirectoryError: `directory` is a folder, and the format a file.
     """
-    if not isinstance(model, BiT):
-        raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
+    checkpoint.check_model(model)
+    directory = expanded(directory, "directory")
     format = _check(directory, input_range, freeze, jit_compile, format, options)
     if format != "tf_saved_model":
         return importlib.import_module(f"bitlib.{format}").write(model, directory, input_range, **options)
-    return _write(model, Path(directory), input_range, freeze, jit_compile, **options)
+    return _write(model, directory, input_range, freeze, jit_compile, **options)
 
 
 def _write(
@@ -156,11 +156,13 @@ def _check(
     directory, input_range, freeze: bool, jit_compile: bool, format: str | None, options: Mapping[str, Any]
 ) -> str:
     """Check the arguments before the slow part; returns the format."""
-    if not isinstance(directory, (str, os.PathLike)) or not str(directory):
-        raise ValueError(f"directory: expected a path to write to, received {directory!r}")
-    suffix = Path(directory).suffix.lower()
+    directory = expanded(directory, "directory")
+    flags = {"freeze": freeze, "jit_compile": jit_compile, **options}
+    for name in ("freeze", "jit_compile", "serving_bytes", "stages"):
+        check_flag(name, flags.get(name, False))
+    suffix = directory.suffix.lower()
     format = _SUFFIXES.get(suffix, "tf_saved_model") if format is None else format
-    if format not in _OPTIONS:
+    if not isinstance(format, str) or format not in _OPTIONS:
         raise ValueError(f"format: expected one of {', '.join(_OPTIONS)}, received {format!r}")
     given = {*options, *(["freeze"] if freeze else []), *(["jit_compile"] if jit_compile else [])}
     if unknown := sorted(given - _OPTIONS[format]):

@@ -13,6 +13,7 @@ from tensorflow import Tensor
 
 from bitlib import labels
 from bitlib.images import MAX_PIXELS
+from bitlib.inputs import check_whole
 from bitlib.model import BiT
 from bitlib.zoo import Card
 
@@ -74,8 +75,7 @@ def check(model: BiT, top: int) -> tuple[Card, tuple[str, ...]]:
     if model.card is None:
         expected = "a model with a card, which says how to preprocess pictures; bitlib.load gives one"
         raise ValueError(f"serving_bytes: expected {expected}")
-    if top < 1:
-        raise ValueError(f"top: expected at least 1, received {top}")
+    check_whole("top", top)
     card = model.card
     if card.labels and not card.class_names and not labels.are_here(card.labels):
         names: tuple[str, ...] = ()

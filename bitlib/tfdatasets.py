@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitlib.fetching import offline
+from bitlib.writing import expanded
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -85,7 +86,7 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
             'or use a folder of pictures, "digits" or "glyphs"'
         ) from None
 
-    data_dir = None if data_dir is None else os.path.expanduser(data_dir)
+    data_dir = None if data_dir is None else expanded(data_dir, "data_dir")
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
     except Exception as error:  # each of them has several reasons for saying no

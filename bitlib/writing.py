@@ -45,6 +45,8 @@ def bundled(file: str) -> Path:
 
 def expanded(path: str | os.PathLike, name: str) -> Path:
     """A path with its `~` replaced. Raises: ValueError, which begins with `name`, if it can be no path."""
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise ValueError(f"{name}: expected a path, received {path!r:.80}")
     try:
         found = Path(path).expanduser()
         found.exists()

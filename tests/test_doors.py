@@ -67,6 +67,9 @@ WRONG = {  # what is given, and the words of the error
     "lists of lists": (RIGHT.tolist(), r"^images: .*received a list of 2 list"),
     "an empty list": ([], r"^images: .*received a list of 0"),
     "nothing": (None, r"^images: .*received NoneType"),
+    "ragged": (tf.RaggedTensor.from_tensor(RIGHT), r"^images: .*received RaggedTensor"),
+    "sparse": (tf.sparse.from_dense(RIGHT), r"^images: .*received SparseTensor"),
+    "masked": (np.ma.masked_array(RIGHT, RIGHT > 0), r"^images: .*received MaskedArray"),
     "a dictionary": ({"images": RIGHT}, r"^images: .*received dict"),
 }
 
@@ -254,8 +257,37 @@ class TestWaysOut:
             ("m.npz", {}, r"^directory: .*bitlib\.checkpoint\.save writes such a file"),
             ("m.h5", {}, r"^directory: .*model\.save_weights"),
             ("", {}, r"^directory: expected a path"),
-            (None, {}, r"^directory: expected a path to write to, received None"),
-            (3, {}, r"^directory: expected a path to write to, received 3"),
+            (None, {}, r"^directory: expected a path, received None"),
+            (3, {}, r"^directory: expected a path, received 3"),
+            ("m", {"format": ["onnx"]}, r"^format: expected one of .*received \['onnx'\]"),
+            *(
+                (file, {name: "no"}, f"^{name}: expected True or False, received 'no'")
+                for file, name in [
+                    *(("m", name) for name in ("freeze", "jit_compile", "serving_bytes", "stages")),
+                    ("m.onnx", "uint8"),
+                ]
+            ),
+            *(
+                ("m", {"input_range": given}, r"^input_range: expected \(-1, 1\) or \(0, 1\), received")
+                for given in (None, 5, "01", (0, 255))
+            ),
+            (
+                "m",
+                {"serving_bytes": True, "top": "3"},
+                "^top: expected at least 1, a whole number, received '3'",
+            ),
+            (
+                "m",
+                {"serving_bytes": True, "top": 2.5},
+                "^top: expected at least 1, a whole number, received 2.5",
+            ),
+            ("m.onnx", {"batch_shape": 5}, "^batch_shape: expected None or .N, height.*received 5"),
+            ("m.onnx", {"batch_shape": "abcd"}, "^batch_shape: expected None or .N, height.*received 'abcd'"),
+            (
+                "m.tflite",
+                {"precision": "int8", "representative": [np.zeros((3, 3)), np.zeros(2)]},
+                "^representative: expected an array, received a list of 2 ndarray",
+            ),
             ("m.pt", {}, r"^directory: .*m\.pt' is called like no tf_saved_model; leave out the suffix"),
             ("m", {"format": "pytorch"}, r"^format: expected one of .*received 'pytorch'"),
         ],
@@ -271,6 +303,24 @@ class TestWaysOut:
         for name in ("m.onnx", "M.TFLITE"):
             assert bitlib.export(model, tmp_path / name).is_file()
         assert (bitlib.export(model, tmp_path / "v1.5") / "saved_model.pb").is_file()
+
+
+@pytest.mark.parametrize("door", [checkpoint.save, bitlib.export])
+def test_what_is_written_is_a_model_and_where_a_path(model, tmp_path, door, monkeypatch):
+    for given in (None, keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), tmp_path / "x"):
+        with pytest.raises(TypeError, match=r"^model: expected a bitlib\.model\.BiT, received"):
+            door(given, tmp_path / "m.npz")
+    with pytest.raises(ValueError, match="^(path|directory): expected a path, received 5"):
+        door(model, 5)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = "~/m.npz" if door is checkpoint.save else "~/m.onnx"
+    assert door(model, name) == tmp_path / name[2:]
+
+
+@pytest.mark.parametrize("arrays", [None, [1], 3])
+def test_what_is_assigned_is_arrays_by_name(model, arrays):
+    with pytest.raises(TypeError, match="^arrays: expected arrays by name, received"):
+        checkpoint.assign(model, arrays)
 
 
 WAYS = {

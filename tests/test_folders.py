@@ -625,6 +625,25 @@ class TestTables:
     def test_a_csv_file(self, pictures, door, delimiter, encoding, header, quiet):
         check_table(door(written(pictures / "x.csv", ROWS, header, delimiter, encoding)))
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+    @pytest.mark.parametrize("first", ["", "sep=;\n", "sep=;\r\n"])
+    @pytest.mark.parametrize("slash", ["/", "\\"])
+    def test_a_csv_file_of_windows(self, pictures, encoding, first, slash, quiet):
+        lines = [f"{path.replace('/', slash)};{label}\n" for path, label in ROWS]
+        (pictures / "x.csv").write_bytes("".join([first, "path;label\n", *lines]).encode(encoding))
+        check_table(datasets.labelled(pictures / "x.csv"))
+
+    def test_odd_arguments(self, pictures):
+        frame = pd.DataFrame(ROWS)
+        path = written(pictures / "x.csv", ROWS)
+        with pytest.raises(ValueError, match="^root: expected a path, received 5"):
+            datasets.table(path, root=5)
+        with pytest.raises(ValueError, match='^columns: expected one for "path".*None in 0, 1'):
+            datasets.table(frame, {"label": 1})
+        check_table(datasets.table(frame, {"path": 0, "label": 1}, root=pictures))
+        with pytest.raises(ValueError, match="^verify: expected True or False, received 'no'"):
+            datasets.folder(pictures, verify="no")
+
     @pytest.mark.parametrize("root", ["", "images", "elsewhere"])
     def test_relative_to_the_file_or_a_folder(self, pictures, monkeypatch, root):
         monkeypatch.chdir(pictures)
@@ -891,7 +910,7 @@ class TestTables:
                 "row 3 has 3 values, expected 2, .*needs quotes",
             ),
             ("path,label\nimages/0.png,Bär\n".encode("cp1252"), r"x\.csv: cannot be read as CSV in UTF-8"),
-            ("path,label\nimages/0.png,Bär\n".encode("utf-16"), r"x\.csv: cannot be read as CSV in UTF-8"),
+            ("path,label\nimages/0.png,Bär\n".encode("utf-16-le"), r"x\.csv: cannot be read as CSV in UTF-8"),
             (b'path,label\n"images/0.png,cat\n', "expected 2"),
         ],
     )

@@ -5,6 +5,7 @@ import time
 import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from PIL import Image, ImageFile, features
@@ -389,8 +390,31 @@ class TestBatch:
             np.testing.assert_array_equal(images.batch(many, card), expected)
         assert images.batch(pictures[..., 0], card).shape == (2, 64, 64, 3)
         assert images.batch(pictures[..., :1], card).shape == (2, 64, 64, 3)
-        with pytest.warns(UserWarning, match=r"^sources: \(3, 50, 60\) is taken for three grey pictures"):
-            assert images.batch(photo[:50, :60].transpose(2, 0, 1), card).shape == (3, 64, 64, 3)
+        for planes in (photo[:50, :60].transpose(2, 0, 1), np.repeat(pictures[..., 0], 2, 0)):
+            words = (
+                rf"^sources: \({len(planes)}, 50, 60\) is taken for {len(planes)} grey pictures; .*transpose"
+            )
+            with pytest.warns(UserWarning, match=words):
+                assert images.batch(planes, card).shape == (len(planes), 64, 64, 3)
+
+    def test_rows_of_numbers_are_no_picture(self):
+        card = zoo.card("BiT-XS-R14x0.5")
+        with pytest.warns(
+            UserWarning, match=r"^sources: \(9, 64\) is taken for one grey picture, not for rows"
+        ):
+            images.batch(np.zeros((9, 64)), card)
+        with pytest.raises(
+            ValueError, match="^sources: expected a picture or a list of them, received DataFrame"
+        ):
+            images.batch(pd.DataFrame(np.zeros((9, 64))), card)
+
+    def test_premultiplied_grey(self):
+        grey = Image.fromarray(np.tile(np.uint8([[200, 255], [0, 0]]), (20, 20, 1)), "LA")
+        np.testing.assert_array_equal(images.read(grey.convert("La")), images.read(grey))
+
+    def test_antialias_is_a_flag(self, photo):
+        with pytest.raises(ValueError, match="^antialias: expected True or False, received 'no'"):
+            images.prepare(photo, 64, antialias="no")
 
     def test_a_model_has_a_card(self, photo):
         class Model:

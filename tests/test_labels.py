@@ -52,6 +52,46 @@ def test_probabilities():
         labels.probabilities(logits, "relu")
 
 
+@pytest.mark.parametrize("door", [labels.probabilities, lambda values: labels.top_k(values, "ab")])
+@pytest.mark.parametrize(
+    "values", [None, "ab", 3.0, [["a", "b"]], [[np.nan, 1]], [[np.inf, 1]], [[True, False]]]
+)
+def test_what_is_no_numbers_of_classes(door, values):
+    with pytest.raises(
+        ValueError, match=r"^(logits|probabilities): expected a number for each class, \[N, classes\]"
+    ):
+        door(values)
+
+
+def test_logits_and_probabilities_are_told_apart():
+    with pytest.warns(UserWarning, match="^logits: each row sums to 1; expected logits"):
+        labels.probabilities([[0.2, 0.8], [1, 0]])
+    for values in ([[-1.0, 20]], np.array([[1, 200]], np.uint8)):
+        with pytest.warns(UserWarning, match=r"^probabilities: expected \[0, 1\], received .*1 to 20"):
+            assert labels.top_k(values, "ab", 1)[0][0][0] == "b"
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "k", "words"),
+    [
+        ([0.2, 0.8], "ab", 1, r"^probabilities: expected \[N, classes\], .*probabilities\[None\].*\(2,\)"),
+        ([[[0.2, 0.8]]], "ab", 1, r"^probabilities: expected .*\(1, 1, 2\)"),
+        *(
+            ([[0.2, 0.8]], names, 1, "^class_names: expected 2 names")
+            for names in (None, 5, {"a", "b"}, {0: 1, 1: 2})
+        ),
+        *(([[0.2, 0.8]], "ab", k, "^k: expected at least 1, a whole number") for k in ("2", 2.5, None, True)),
+    ],
+)
+def test_odd_arguments_of_top_k(values, names, k, words):
+    with pytest.raises(ValueError, match=words):
+        labels.top_k(values, names, k)
+
+
+def test_a_model_without_a_card_has_numbers():
+    assert labels.of_card(None, 2)[0] == ("class 0", "class 1")
+
+
 def test_top_k():
     top = labels.top_k([[0.2, 0.5, 0.2, 0.1]], "abcd", 3)
     assert top == [[("b", 0.5), ("a", 0.2), ("c", 0.2)]]
