@@ -144,7 +144,7 @@ def _contents(files: Sequence[str | os.PathLike]) -> list[tuple[int, str]]:
 
 def warn_of_copies(learnt: Sequence, tested: Sequence) -> None:
     """Warn of pictures to test on that are to learn from, too: the same files, or copies of them."""
-    if all(isinstance(picture, Path) for part in (learnt, tested) for picture in part):
+    if all(isinstance(picture, Path) and picture.is_file() for part in (learnt, tested) for picture in part):
         contents = _contents([*learnt, *tested])
         seen = set(contents[: len(learnt)])
         if twice := [
