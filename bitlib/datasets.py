@@ -137,8 +137,8 @@ def splits(
         pictures, labels = [pictures[i] for i in chosen], labels[chosen]
     if _count("num_test", num_test):
         some = _in_turn(test_labels, _rng(seed).permutation(len(test_labels)))[:num_test]
-        _warn_if_untested(test_labels, test_labels[some], class_names)
         test_pictures, test_labels = [test_pictures[i] for i in some], test_labels[some]
+    _warn_if_untested(labels, test_labels, class_names)
     return (pictures, labels), (test_pictures, test_labels), class_names
 
 
@@ -154,17 +154,12 @@ def as_learnt(
 
     Raises:
         ValueError: pictures to test on are of a class that none to learn from is of.
-
-    Warns:
-        UserWarning: it is the other way round.
     """
     learnt = {class_names[label] for label in set(labels)}
     tested = {test_names[label] for label in set(test_labels)}
-    odd = ", ".join(sorted(learnt ^ tested)[:5])
     if tested - learnt:
+        odd = ", ".join(sorted(learnt ^ tested)[:5])
         raise ValueError(f"name: {name} has other classes to test on than to learn from: {odd}")
-    if odd:
-        warnings.warn(f"name: {name} has no pictures to test on of {odd}", stacklevel=3)
     places = {name: place for place, name in enumerate(class_names)}
     return np.array([places[test_names[label]] for label in test_labels], np.int64)
 

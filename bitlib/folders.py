@@ -133,25 +133,25 @@ def _ordered(names: Iterable[str], where: str) -> list[str]:
     return found
 
 
-def _contents(files: Sequence[str | os.PathLike]) -> list[tuple[int, str]]:
-    """What tells each file from those of other contents: its size, and SHA-256 where several have that."""
+def _copies(files: Sequence[str | os.PathLike], groups: Sequence) -> list[tuple[int, int]]:
+    """The indices of files with the contents of one in another group, and of that: by size, then SHA-256."""
     sizes = [os.path.getsize(file) for file in files]
     several = Counter(sizes)
     with ThreadPoolExecutor() as pool:
         digests = pool.map(lambda file, size: sha256(file) if several[size] > 1 else "", files, sizes)
-        return list(zip(sizes, digests, strict=True))
+        first: dict[tuple[int, str], int] = {}
+        found = [first.setdefault(key, i) for i, key in enumerate(zip(sizes, digests, strict=True))]
+    return [(i, other) for i, other in enumerate(found) if groups[i] != groups[other]]
 
 
 def warn_of_copies(learnt: Sequence, tested: Sequence) -> None:
     """Warn of pictures to test on that are to learn from, too: the same files, or copies of them."""
-    if all(isinstance(picture, Path) for part in (learnt, tested) for picture in part):
-        contents = _contents([*learnt, *tested])
-        seen = set(contents[: len(learnt)])
-        if twice := [
-            str(file) for file, key in zip(tested, contents[len(learnt) :], strict=True) if key in seen
-        ]:
-            these = f"{len(twice)} of {len(tested)} pictures to test on are also learnt from"
-            warnings.warn(f"name: {these}, such as {twice[0]}", stacklevel=3)
+    files = [*learnt, *tested]
+    if all(isinstance(file, Path) and file.is_file() for file in files) and (
+        twice := _copies(files, [False] * len(learnt) + [True] * len(tested))
+    ):
+        these = f"{len(twice)} of {len(tested)} pictures to test on are also learnt from"
+        warnings.warn(f"name: {these}, such as {files[twice[0][0]]}", stacklevel=3)
 
 
 def _opened(path: str | os.PathLike) -> tuple[Path, list[Path], list[Path]]:
@@ -248,11 +248,9 @@ def _good(where: str, files: Sequence[Path], labels: np.ndarray, class_names: li
     ]
     full = [class_names[label] for label in np.unique(labels[good])]
     empty = [name for name in class_names if name not in full]
-    first: dict[tuple[int, str], int] = {}
     fine = np.flatnonzero(good).tolist() if verify else []
-    keys = zip(fine, _contents([files[i] for i in fine]), strict=True)
-    if twice := [(i, other) for i, key in keys if labels[other := first.setdefault(key, i)] != labels[i]]:
-        these = " and ".join(f"{class_names[labels[i]]}/{files[i].name}" for i in sorted(twice[0]))
+    if twice := _copies([files[i] for i in fine], labels[fine].tolist()):
+        these = " and ".join(f"{class_names[labels[fine[i]]]}/{files[fine[i]].name}" for i in twice[0][::-1])
         lines.append(f"{len(twice)} pictures are in several classes, such as {these}")
     if full and empty:
         lines.append(f"no pictures of {_some(empty)}, which keeps its place among the classes")

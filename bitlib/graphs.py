@@ -49,7 +49,7 @@ def function(model: BiT, input_range: tuple[float, float]) -> tuple[Callable, st
     return lambda inputs: model(scaled(inputs, input_range)), output
 
 
-def scaled(inputs, input_range):
+def scaled(inputs: tf.Tensor, input_range: tuple[float, float]) -> tf.Tensor:
     """What callers feed, in [-1, 1]."""
     return inputs if tuple(input_range) == (-1, 1) else 2 * inputs - 1
 

@@ -245,6 +245,8 @@ def check_labels(labels: Any, num_classes: int, count: int, first: int = 0) -> n
     elif found.dtype.kind in "iu" or (is_column and (found == np.floor(found)).all()):
         wrong = (found < 0) | (found >= num_classes)
         expected = f"0 to {num_classes - 1}, as the model has {num_classes} classes"
+        if num_classes == 1:
+            expected = "vectors [N, 1], as the model has one class; for two, bitlib.load(..., head=2)"
     else:
         wrong, expected = np.ones(count, bool), f"integers, received {found.dtype}"
     if wrong.any():

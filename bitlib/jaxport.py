@@ -85,7 +85,7 @@ def export(arrays: Arrays, directory: str | os.PathLike, head: bool = True) -> P
 
     @tf.function(input_signature=[graphs.INPUTS])
     def signature(inputs):
-        return {output: converted(variables, inputs)}
+        return {output: converted(variables, graphs.checked(inputs, (-1, 1)))}
 
     module = graphs.callable_as(signature, lambda results: results[output], every, every)
     return savedmodel.write(module, {"serving_default": signature}, directory)

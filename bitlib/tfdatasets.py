@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import requests
 
 from bitlib.fetching import offline
 from bitlib.inputs import tensorflow
 from bitlib.writing import expanded
+from bitlib.zoo import BASE_URL
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -101,12 +104,24 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
         if offline():
             where = data_dir or "the folder of TensorFlow Datasets"
             raise ValueError(f"name: {name} is not in {where}, and BITLIB_OFFLINE=1 forbids to download it")
+        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not _answer(BASE_URL, builder.info.homepage):
+            way = f"tensorflow_datasets.builder({name!r}).download_and_prepare() takes files that are here"
+            raise ValueError(f"name: {name} has to be downloaded, and there is no network; {way}")
         try:
             builder.download_and_prepare()
         except Exception as error:
             reason = _first_line(error)
             raise ValueError(f"name: TensorFlow Datasets cannot prepare {name} ({reason})") from error
     return builder, keys
+
+
+def _answer(*addresses: str) -> bool:
+    """Whether one of these servers does, within seconds; TFDS itself tries for minutes."""
+    for address in filter(None, addresses):
+        with suppress(requests.RequestException):
+            requests.head(address, timeout=3)
+            return True
+    return False
 
 
 def _first_line(error: Exception) -> str:

@@ -30,7 +30,7 @@ CLASS_LISTS = {
 
 FOREIGN = {
     ".pb .onnx .tflite": "an export, from which no weights are read; load what it was exported from",
-    ".h5 .hdf5": "weights of Keras; load a model, call its `load_weights`, then `bitlib.checkpoint.save`",
+    ".h5 .hdf5": "a file of Keras; a loaded model of as many classes reads it, by `load_weights`",
     ".pth .pt .bin .ckpt .index .pkl .msgpack": "of another library; PyTorch writes a .safetensors with "
     "`safetensors.torch.save_file(model.state_dict(), path)`",
 }

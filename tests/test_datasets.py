@@ -4,6 +4,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+import requests
 import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -323,6 +324,21 @@ class TestTfds:
             datasets.tfds("cifar10", data_dir=trees)
         with pytest.raises(ValueError, match="^name: coco/2017 is not of pictures with one class label"):
             datasets.tfds("coco/2017", data_dir=trees)
+
+    def test_without_a_network_it_is_said_within_seconds(self, tmp_path, monkeypatch):
+        asked = []
+
+        def head(address, timeout):
+            asked.append(address)
+            raise requests.ConnectionError(address)
+
+        monkeypatch.setattr(requests, "head", head)
+        monkeypatch.delenv("BITLIB_OFFLINE", raising=False)
+        with pytest.raises(ValueError, match="^name: cifar10 has to be downloaded, and there is no network"):
+            datasets.tfds("cifar10", data_dir=tmp_path)
+        assert len(asked) == 2
+        with pytest.raises(ValueError, match="^data_dir: expected a path, received 5"):
+            datasets.tfds("cifar10", data_dir=5)
 
     def test_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)

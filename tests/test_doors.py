@@ -317,6 +317,19 @@ def test_what_is_written_is_a_model_and_where_a_path(model, tmp_path, door, monk
     assert door(model, name) == tmp_path / name[2:]
 
 
+@pytest.mark.parametrize("name", ["m.h5", "m.weights.h5"])
+def test_files_of_keras_are_read_as_the_message_says(model, small_arrays, tmp_path, name, recwarn):
+    save = model.save if name == "m.h5" else model.save_weights
+    save(tmp_path / name)
+    with pytest.raises(
+        bitlib.CheckpointError, match="a loaded model of as many classes reads it, by `load_w"
+    ):
+        bitlib.load(tmp_path / name)
+    other = bitlib.model.BiT(model.units, model.width, model.num_classes)
+    other.load_weights(tmp_path / name)
+    np.testing.assert_array_equal(other(RIGHT), model(RIGHT))
+
+
 @pytest.mark.parametrize("arrays", [None, [1], 3])
 def test_what_is_assigned_is_arrays_by_name(model, arrays):
     with pytest.raises(TypeError, match="^arrays: expected arrays by name, received"):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 import bitlib
-from bitlib import augment, devices, distill, examples, features, finetune, hyperrule, loop
+from bitlib import augment, devices, distill, examples, features, finetune, hyperrule, inputs, loop
 from bitlib.resume import History
 from tests.conftest import SMALL
 
@@ -358,6 +358,14 @@ def test_wrong_labels(model, kind, door):
         DOORS[door](model, make())
     refused.match(message)
     assert str(refused.value).startswith("validation: ") == (door == "validation")
+
+
+def test_one_class_is_no_two():
+    with pytest.raises(
+        ValueError, match=r"^labels: expected vectors \[N, 1\], .*for two, bitlib.load.*head=2"
+    ):
+        inputs.check_labels(np.array([0, 1]), 1, 2)
+    assert inputs.check_labels(np.array([[0], [1]]), 1, 2).tolist() == [[0], [1]]
 
 
 @pytest.mark.parametrize("door", ["predict", "match", "extract"])

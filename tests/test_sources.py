@@ -91,7 +91,7 @@ NO_FILES = {
     "a name in a folder": ("runs/BiT-M-R50x1.npz", FileNotFoundError, "is loaded by its name, 'BiT-M-R50x1'"),
     "the same without suffix": ("runs/BiT-M-R50x1", FileNotFoundError, "by its name, 'BiT-M-R50x1'"),
     "a Path of a name": (Path("BiT-M-R50x1.npz"), FileNotFoundError, "by its name, 'BiT-M-R50x1'"),
-    "Keras' weights": ("model.weights.h5", ValueError, "a file ending in .npz.*; this is weights of Keras"),
+    "Keras' weights": ("model.weights.h5", ValueError, "a file ending in .npz.*; this is a file of Keras"),
     "PyTorch's": ("weights.pth", ValueError, "expected a file ending in .npz.*; this is of another library"),
     "TensorFlow's": (Path("x.ckpt"), ValueError, "of another library"),
     "a graph": ("m.pb", ValueError, "an export, from which no weights are read"),
