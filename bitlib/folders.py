@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bitlib import images
-from bitlib.digests import sha256
+from bitlib.writing import sha256
 
 Labelled = tuple[list[Path], np.ndarray, list[str]]
 

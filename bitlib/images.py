@@ -336,19 +336,20 @@ def resize(image: np.ndarray, size: tuple[int, ...], antialias: bool = False) ->
     """Resize bilinearly, to what `tf.image.resize` gives but for the last digits.
 
     Args:
-        image: `[H, W, C]` of any dtype.
+        image: `[..., H, W, C]` of any dtype.
         size: height and width of the result.
         antialias: average over dropped pixels when shrinking.
 
     Returns:
-        float32 `[*size, C]`, in the range of the image.
+        float32 `[..., *size, C]`, in the range of the image.
     """
-    for axis, length in enumerate(size):
+    for axis, length in zip((-3, -2), size, strict=True):
         taps, weights = _taps(image.shape[axis], length, antialias)
         image = np.moveaxis(image, axis, 0)
         if taps.shape[1] < 8:
+            column = (-1, *[1] * (image.ndim - 1))
             image = sum(
-                image[tap] * weight[:, None, None] for tap, weight in zip(taps.T, weights.T, strict=True)
+                image[tap] * weight.reshape(column) for tap, weight in zip(taps.T, weights.T, strict=True)
             )
         else:  # a large picture becomes small: sums by BLAS
             lines = (image[tap].astype(np.float32) for tap in taps)
