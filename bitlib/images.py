@@ -357,7 +357,7 @@ def resize(image: np.ndarray, size: tuple[int, ...], antialias: bool = False) ->
                 [np.tensordot(weight, line, 1) for weight, line in zip(weights, lines, strict=True)]
             )
         image = np.moveaxis(image, 0, axis)
-    return np.ascontiguousarray(image)
+    return np.ascontiguousarray(image, np.float32)
 
 
 def _taps(size: int, length: int, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
