@@ -84,22 +84,23 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
                 try:
                     execute(module)
                 except ModuleNotFoundError as error:
-                    raise ImportError(_without(error.name) or str(error)) from None
+                    other = (
+                        "; KERAS_BACKEND=tensorflow, jax or torch, set before Python starts, names another"
+                    )
+                    raise ImportError(f"Keras needs {_advice(error)}{other}") from None
                 importlib.import_module("bitlib.model")
 
             vars(spec.loader)["exec_module"] = import_both
         return spec
 
 
-def _without(package: str | None) -> str | None:
-    """Advice where a backend is not installed; None of any other package."""
-    package = (package or "").partition(".")[0]
-    if package not in ("tensorflow", "jax", "torch"):
-        return None
-    return (
-        f"{package}: not installed; pip install 'bitlib[{package}]' brings it, or KERAS_BACKEND=tensorflow, "
-        "jax or torch, set before Python starts, names the backend"
+def _advice(error: ModuleNotFoundError) -> str:
+    """The package that is not installed, and, of a backend, what brings it."""
+    package = str(error.name).partition(".")[0]
+    brings = (
+        f"; pip install 'bitlib[{package}]' brings it" if package in ("tensorflow", "jax", "torch") else ""
     )
+    return f"{package}, which is not installed{brings}"
 
 
 if "keras" in sys.modules:
@@ -115,7 +116,7 @@ def __getattr__(name: str):
         if name in _HOMES:
             return getattr(importlib.import_module(f"bitlib.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
-        raise ImportError(f"bitlib.{name}: needs {_without(error.name) or error}") from error
+        raise ImportError(f"bitlib.{name} needs {_advice(error)}") from error
     raise AttributeError(f"module 'bitlib' has no attribute {name!r}")
 
 

@@ -333,6 +333,23 @@ class TestPrepare:
             expected = tf.image.resize(photo, (96, 96), antialias=antialias) / 127.5 - 1
             np.testing.assert_allclose(images.prepare(photo, 96, antialias=antialias), expected, atol=1e-5)
 
+    @pytest.mark.parametrize("antialias", [False, True])
+    @pytest.mark.parametrize(
+        ("shape", "size"),
+        [
+            ((1200, 1601, 3), (480, 480)), ((37, 501, 3), (160, 200)), ((1, 1, 3), (64, 64)),
+            ((2, 3, 1), (64, 32)), ((2, 5, 33, 40, 3), (224, 31)), ((7, 4999, 3), (96, 96)),
+            ((64, 64, 3), (64, 64)),
+        ],
+    )  # fmt: skip
+    def test_resize_is_tensorflows(self, shape, size, antialias):
+        image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        found = images.resize(image, size, antialias)
+        each = image.reshape(-1, *shape[-3:])
+        expected = tf.image.resize(each, size, antialias=antialias).numpy().reshape(found.shape)
+        assert found.dtype == np.float32
+        assert np.abs(found - expected).max() / 127.5 < 1e-6
+
     def test_short_side_then_centre(self, photo):
         expected = tf.image.resize(photo, (128, 192))[12:116, 44:148] / 127.5 - 1
         np.testing.assert_allclose(images.prepare(photo, 104, short_side=128), expected, atol=1e-5)
