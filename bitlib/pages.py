@@ -54,6 +54,22 @@ def parameter(name: str) -> Iterator[None]:
         raise kind(f"parameter {name} of this page: {error}") from error
 
 
+@contextmanager
+def check(*answers: Any) -> Iterator[None]:
+    """A context for the checks of an exercise: where an answer is still `...` or None, print so and go on.
+
+    nbgrader, which runs a page to mark it, gets an AssertionError instead.
+    """
+    if not any(answer is None or answer is ... for answer in answers):
+        yield
+        return
+    with suppress(Exception):  # whatever the checks make of no answer
+        yield
+    if "NBGRADER_EXECUTION" in os.environ:
+        raise AssertionError("not answered yet")
+    print("not answered yet")
+
+
 def versions(*packages: str) -> None:
     """Print the versions of Python and of packages, on one line."""
     found = [f"{package} {importlib.metadata.version(package)}" for package in packages]

@@ -181,18 +181,29 @@ def anatomy(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> Figure:
     )
 
 
-def kernels(kernel) -> Figure:
-    """The filters `[7, 7, 3, filters]` of a root as small colour pictures, each scaled to its own range."""
-    kernel = np.asarray(kernel)[..., :64]
-    columns = 16
-    rows = -(-kernel.shape[-1] // columns)
-    fig, axes = _grid(rows, columns, (columns * 0.5, rows * 0.55))
-    for ax, filter_ in zip(axes.flat, np.moveaxis(kernel, -1, 0), strict=False):
-        low, high = filter_.min(), filter_.max()
-        ax.imshow((filter_ - low) / max(high - low, 1e-12))
-    return fig.described(
-        f"{kernel.shape[-1]} small colour pictures of 7 by 7 pixels, one for each filter of the root."
-    )
+def transfer(sources: Sequence[str], network: str, tasks: Sequence[str]) -> Figure:
+    """The idea of BiT as a drawing: large data sets, one network, and tasks with a few examples each.
+
+    Args:
+        sources: data sets to pre-train on, each a line or two.
+        network: what stands on the network.
+        tasks: what is learnt from few examples.
+    """
+    fig, ax = _figure(size=(WIDTH, 2.9))
+    ax.set(xlim=(0, 10), ylim=(-0.25, 5))
+    ax.axis("off")
+    arrow = {"arrowstyle": "-|>", "color": GREY, "lw": 1.5, "shrinkA": 2, "shrinkB": 2}
+    columns = ((1.3, BLUE, sources, "pre-train once"), (8.6, GREEN, tasks, "transfer to many tasks"))
+    for x, colour, texts, title in columns:
+        ax.text(x, 4.75, title, ha="center", weight="bold")
+        for y, text in zip(np.linspace(3.7, 0.4, len(texts)), texts, strict=True):
+            box = {"boxstyle": "round,pad=0.45", "fc": "white", "ec": colour, "lw": 1.5}
+            ax.text(x, y, text, ha="center", va="center", bbox=box, fontsize=9)
+            ends = ((3.8, 2.05), (2.5, y)) if x < 5 else ((7.4, y), (6.2, 2.05))
+            ax.annotate("", *ends, arrowprops=arrow)
+    ax.fill([3.9, 6.1, 6.1, 3.9], [4, 3.2, 0.9, 0.1], color=ORANGE, alpha=0.35)
+    ax.text(5, 2.05, network, ha="center", va="center")
+    return fig.described(f"Drawing: pre-train once on {'; '.join(sources)}; one network; transfer to", tasks)
 
 
 def standardization(kernel, standardized) -> Figure:
@@ -214,7 +225,7 @@ def standardization(kernel, standardized) -> Figure:
 
 
 def group_norm(before, after, groups: int = 32) -> Figure:
-    """What GroupNorm and ReLU do to a feature map `[H, W, C]`: the spread of each group's values."""
+    """What GroupNorm does to a feature map `[H, W, C]`: the spread of each group's values."""
     fig, axes = _figure(1, 2, (8, 2.8))
     for ax, values, title in zip(axes, (before, after), ("going in", "coming out"), strict=True):
         values = np.asarray(values)
@@ -228,7 +239,7 @@ def group_norm(before, after, groups: int = 32) -> Figure:
     axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
     return fig.described(
         f"Two plots of the values of {groups} groups of channels, median and the range from 5 to 95 %: "
-        "spread differently going in, alike and not negative coming out."
+        "spread differently going in, alike coming out."
     )
 
 
@@ -245,7 +256,7 @@ def agreement(values, reference, label: str = "logit") -> Figure:
     right.hist(np.log10(difference), 40, color=BLUE)
     right.axvline(-4, color=RED, ls="--")
     right.text(-4.1, right.get_ylim()[1] * 0.9, "limit", color=RED, ha="right")
-    _plain(right, "Their difference", "log10 of the share of the largest value", "count")
+    _plain(right, "Their difference", "difference / largest logit (log10)", "count")
     return fig.described(
         f"Left, {label}s of the port against those of the reference, on the diagonal; right, a histogram of "
         f"their differences, up to 10 to the power of {np.log10(difference).max():.1f} of the largest value."
@@ -255,7 +266,7 @@ def agreement(values, reference, label: str = "logit") -> Figure:
 def predictions(
     pictures: Sequence, top: Sequence[Sequence[tuple[str, float]]], titles: Sequence[str]
 ) -> Figure:
-    """Pictures with their likeliest classes as bars, four to a row.
+    """Pictures with their most probable classes as bars, four to a row.
 
     Args:
         pictures: images, uint8 or float in [-1, 1], as everywhere here.
@@ -279,7 +290,7 @@ def predictions(
         ax.set(xlim=(0, 1), ylim=(k - 0.5, -0.5), xticks=[], yticks=[])
         ax.spines[["top", "right", "bottom"]].set_visible(False)
     answers = [f"{title}: {_share(best[0])}" for title, best in zip(titles, top, strict=True)]
-    return fig.described(f"{len(answers)} pictures with bars of their likeliest classes.", answers)
+    return fig.described(f"{len(answers)} pictures with bars of their most probable classes.", answers)
 
 
 def shorten(name: str, length: int = 34) -> str:
@@ -542,22 +553,6 @@ def learning_curves(
     return fig.described(text, ends, ", ")
 
 
-def scores(values: Mapping[str, Sequence[float]], title: str, x_name: str = "accuracy") -> Figure:
-    """Shares in [0, 1], several for each name: a point each, their mean as a line and a number."""
-    fig, ax = _figure(size=(6.5, 0.7 + 0.5 * len(values)))
-    for row, found in enumerate(values.values()):
-        ax.plot(found, [row] * len(found), "o", color=BLUE if row == 0 else ORANGE, alpha=0.5, ms=6)
-        ax.plot([np.mean(found)] * 2, [row - 0.3, row + 0.3], color="black")
-        ax.text(1.02, row, f"{np.mean(found):.1%}", va="center", transform=ax.get_yaxis_transform())
-    _rows_named(ax, values)
-    _percent(ax.xaxis, None)
-    ax.locator_params(axis="x", nbins=6)
-    ax.grid(axis="x", color=GREY, alpha=0.3)
-    _plain(ax, title, x_name)
-    means = _pairs(values, map(np.mean, values.values()), lambda mean: f"{mean:.1%}")
-    return fig.described(f"{title}: a dot for each repetition and the mean:", means, ", ")
-
-
 def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str) -> Figure:
     """Accuracies by task and method: the mean, and a line over its interval.
 
@@ -592,13 +587,62 @@ def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str)
     return fig.described(f"{title}, means with intervals.", _listed(values, lambda pair: f"{pair[0]:.0%}"))
 
 
-def saliency(pictures: Sequence, gradients: Sequence, titles: Sequence[str]) -> Figure:
+def differences(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str) -> Figure:
+    """Paired differences by task, with intervals, beside a line at zero.
+
+    Args:
+        values: by task, then by name: the mean difference as a share, and half the width of its interval.
+    """
+    names = _keys(values)
+    fig, ax = _figure(size=(WIDTH, 1.0 + 0.17 * len(names) * len(values) + 0.12 * len(values)))
+    ax.axvline(0, color="black", lw=0.8)
+    for row, of_task in enumerate(values.values()):
+        for name, (mean, half) in of_task.items():
+            number = names.index(name)
+            colour, marker = POINTS[number % len(POINTS)]
+            y = row + 0.75 * ((number + 0.5) / len(names) - 0.5)
+            interval = 100 * half if np.isfinite(half) else None
+            ax.errorbar(100 * mean, y, xerr=interval, fmt=marker, color=colour, ms=5, lw=1.4, label=name)
+            style = {"transform": ax.get_yaxis_transform(), "color": colour, "fontsize": 7}
+            ax.text(1.01, y, f"{100 * mean:+.1f}", va="center", **style)
+    _rows_named(ax, values)
+    ax.grid(axis="x", color=GREY, alpha=0.3)
+    entries = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    fig.legend(entries.values(), entries, loc="outside upper center", ncols=min(5, len(names)), frameon=False)
+    _plain(ax, title, "percentage points")
+
+    def spoken(pair: tuple[float, float]) -> str:
+        return f"{100 * pair[0]:+.1f} ± {100 * pair[1]:.1f}"
+
+    return fig.described(f"{title}, mean differences in points with intervals.", _listed(values, spoken))
+
+
+def scatter(points: Mapping[str, tuple[float, float]], title: str, x_name: str, y_name: str) -> Figure:
+    """Named points; y is logarithmic."""
+    fig, ax = _figure(size=(WIDTH, 3.4))
+    for (name, (x, y)), (colour, _), marker in zip(points.items(), cycle(POINTS), cycle("os^Dv")):
+        ax.plot(x, y, marker, color=colour, ms=7, label=name)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.set_xlim(0, None)
+    ax.grid(color=GREY, alpha=0.3)
+    fig.legend(loc="outside right center", frameon=False, fontsize=9)
+    _plain(ax, title, x_name, y_name)
+    said = [f"{name} {x:.3g}, {y:.2g}" for name, (x, y) in points.items()]
+    return fig.described(f"{title}, points of {x_name} and {y_name}:", said)
+
+
+def saliency(
+    pictures: Sequence, gradients: Sequence, titles: Sequence[str], what: str = "the size of the gradient"
+) -> Figure:
     """Pictures, and below each how much every pixel would move an output: the size of its gradient.
 
     Args:
         pictures: images.
         gradients: for each, the derivatives of one output by its values, float `[H, W, 3]`.
         titles: for each, the class whose output it is.
+        what: what the maps show, if something else of the shape `[H, W, channels]`.
     """
     side = min(2.0, WIDTH / len(pictures))
     fig, axes = _grid(2, len(pictures), (side * len(pictures), 2 * side + 0.6))
@@ -609,7 +653,7 @@ def saliency(pictures: Sequence, gradients: Sequence, titles: Sequence[str]) -> 
         axes[1, column].imshow(size, cmap="magma")
         row, place = np.unravel_index(size.argmax(), size.shape)
         where.append(f"{shorten(title)}: row {row}, column {place}")
-    return fig.described("Pictures above maps of the size of the gradient, which is largest at", where)
+    return fig.described(f"Pictures above maps of {what}, which is largest at", where)
 
 
 def durations(values: Mapping[str, Mapping[str, float]], title: str) -> Figure:
@@ -633,21 +677,3 @@ def durations(values: Mapping[str, Mapping[str, float]], title: str) -> Figure:
 
 def _spoken(seconds: float) -> str:
     return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{seconds:.2g} s"
-
-
-def measures(panels: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Bars of several quantities, named with their unit: a panel for each, a row for each name."""
-    names = _keys(panels)
-    size = (WIDTH, 1.1 + 0.32 * len(names))
-    fig, axes = _figure(1, len(panels), size, squeeze=False, sharey=True)
-    for ax, (colour, _), (quantity, values) in zip(axes.flat, cycle(POINTS), panels.items()):
-        rows = [names.index(name) for name in values]
-        ax.barh(rows, list(values.values()), 0.7, color=colour)
-        for row, value in zip(rows, values.values(), strict=True):
-            ax.text(value, row, f" {value:.3g}", va="center", fontsize=8)
-        ax.set_xlim(0, 1.3 * max(values.values()))
-        ax.locator_params(axis="x", nbins=4)
-        _plain(ax, x=quantity)
-    _rows_named(axes[0, 0], names)
-    fig.suptitle(title)
-    return fig.described(f"{title}, bars.", _listed(panels, lambda value: f"{value:.3g}"))

@@ -2,8 +2,7 @@
 
 Glyphs are characters, drawn from the fonts that every matplotlib has; BiT-XS was trained on them. As VTAB
 (arXiv 1910.04867), the small one has natural tasks (what is in the picture), specialised ones (pictures
-that few people look at) and structured ones (how many, at which angle): the further from what a model was
-trained on, the more fine-tuning gains over a linear probe. All are the same on every machine.
+that few people look at) and structured ones (how many, at which angle). All are the same on every machine.
 
 Every task is a function that returns pictures uint8 `[N, H, W]` or `[N, H, W, 3]`, their labels int64 `[N]`
 and the names of the classes. `TASKS` has them by name, for `bitlib.datasets.labelled`.
@@ -138,7 +137,7 @@ def glyphs_by_class() -> tuple[list[np.ndarray], np.ndarray, list[str]]:
 
 
 def digits() -> Task:
-    """1797 scans of handwritten digits, 8×8 pixels, by 43 people; from scikit-learn.
+    """1797 handwritten digits of 8×8 grey levels, by 13 people; from scikit-learn.
 
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (CC BY 4.0). Light on
     dark, as they were scanned, enlarged to 48×48 pixels and padded to 64×64.

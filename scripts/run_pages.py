@@ -20,6 +20,8 @@ import papermill
 from tqdm import tqdm
 
 PAGES = Path(__file__).parent.parent / "notebooks"
+KEPT = ("tags", "jupyter", "cellView", "_kg_hide-input", "nbgrader")
+"""Metadata of cells that stay: the second to fourth close one in JupyterLab, Colab and Kaggle."""
 
 
 def strip_traces(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -31,7 +33,7 @@ def strip_traces(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
         }
     )
     for cell in page.cells:
-        kept = {key: cell.metadata[key] for key in ("tags", "jupyter", "nbgrader") if cell.metadata.get(key)}
+        kept = {key: cell.metadata[key] for key in KEPT if cell.metadata.get(key)}
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
             # A progress bar that is done leaves an empty output.

@@ -35,9 +35,9 @@ def readable(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """A page for MyST-NB: answers closed, figures with their text alternatives and widths."""
     for cell in page.cells:
         tags = cell.metadata.setdefault("tags", [])
-        cell.metadata["tags"] = (
-            tags + ["hide-cell"] * ("solution" in tags) + ["hide-input"] * ("install" in tags)
-        )
+        closed = ["hide-cell"] * ("solution" in tags)
+        closed += ["hide-input"] * bool({"install", "setup"} & set(tags))
+        cell.metadata["tags"] = tags + closed
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 told = output.metadata["image/png"]

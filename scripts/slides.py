@@ -89,7 +89,7 @@ def main() -> int:
             page = nbformat.read(path, 4)
             page.metadata["title"] = page.cells[0].source.splitlines()[0].removeprefix("# ")
             (folder / f"{path.stem}.html").write_text(slides(page), encoding="utf-8")
-    print(f"open {output / '01_porting.html'}")
+    print(f"open {output / '00_big_transfer.html'}")
     return 0
 
 

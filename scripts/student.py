@@ -29,7 +29,8 @@ def handed_out(page: NotebookNode) -> NotebookNode:
         tags = cell.metadata.get("tags", [])
         if "solution" in tags:
             cell.source = ANSWER.sub(r"\1# Your code here", cell.source)
-            del cell.metadata["jupyter"]  # it was closed
+            for closes in ("jupyter", "cellView", "_kg_hide-input"):
+                cell.metadata.pop(closes, None)
         elif "check" in tags:
             cell.metadata["editable"] = cell.metadata["deletable"] = False
     return page

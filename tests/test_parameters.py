@@ -256,7 +256,7 @@ class TestSources:
 def first_cells(path):
     """The source of the cells of a page before TensorFlow is imported, of which one holds the parameters."""
     code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-    end = next(i for i, cell in enumerate(code) if cell.source.startswith("pages.quiet()"))
+    end = next(i for i, cell in enumerate(code) if "pages.quiet()" in cell.source)
     return [cell.source for cell in code[:end]]
 
 
@@ -266,6 +266,7 @@ def typed_for_papermill(value):
 
 
 MISTAKES = {
+    "00": {"checkpoint": "R50", "images": "mnits", "seed": "-1"},
     "01": {
         "checkpoint": "R50x1-224", "checkpoints": "[R51x1]", "output": "None", "head": "0",
         "input_range": "0-255",
@@ -277,7 +278,7 @@ MISTAKES = {
     },
     "04": {
         "checkpoint": "m.h5", "data_set": "no_such", "shots": "1e9", "num_test": "0", "draws": "None",
-        "batch_size": "-1", "steps": "1.5", "base_lr": "low", "resolution": "16", "mistakes": "maybe",
+        "batch_size": "-1", "steps": "1.5", "base_lr": "low", "resolution": "16",
     },
     "05": {"checkpoint": "q.npz", "task": "cuonting", "seed": "-1", "steps": "many"},
     "06": {

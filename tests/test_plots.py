@@ -22,7 +22,7 @@ FIGURES = {
     "anatomy without a head": lambda: plots.anatomy(
         checkpoint.layout(Architecture((3, 8, 36, 3), 4, None)), 480
     ),
-    "kernels": lambda: plots.kernels(RNG.normal(size=(7, 7, 3, 32))),
+    "transfer": lambda: plots.transfer(["S: a\nb", "M"], "network", ["x", "y", "z"]),
     "standardization": lambda: plots.standardization(
         RNG.normal(size=(3, 3, 8, 4)), RNG.normal(size=(3, 3, 8, 4))
     ),
@@ -53,16 +53,16 @@ FIGURES = {
     "learning_curves": lambda: plots.learning_curves(
         {"a": History([2, 1], [1, 1], [1, 2], [0.2, 0.9], [2, 1]), "b": History([3, 1])}, [1]
     ),
-    "scores": lambda: plots.scores({"a": [0.97, 0.98], "b": [0.971]}, "title"),
+    "differences": lambda: plots.differences(
+        {"a": {"x": (0.01, 0.02), "y": (-0.1, np.inf)}, "b": {"y": (0.2, 0.1)}}, "title"
+    ),
+    "scatter": lambda: plots.scatter({"a": (1, 2), "b": (8, 0.3)}, "title", "MB", "ms"),
     "by_task": lambda: plots.by_task(
         {"a": dict.fromkeys(METHODS, (0.9, 0.01)), "b": {"random head": (0.5, np.inf)}}, "title"
     ),
     "saliency": lambda: plots.saliency([PICTURE] * 4, [RNG.normal(size=(40, 40, 3))] * 4, ["A\n9 %"] * 4),
     "durations": lambda: plots.durations(
         {"convert": {"JAX": 4.0, "Keras": 0.9}, "call": {"Keras": 0.004}}, "title"
-    ),
-    "measures": lambda: plots.measures(
-        {"size (MB)": {"live": 8.1, "LiteRT int8": 2.2}, "speed": {"live": 1.0}}, "title"
     ),
     "curve": lambda: plots.curve([1, 2, 4], [3, 2, 1], "title", "x (pixels)", "y", 2),
 }

@@ -33,12 +33,12 @@ def student(tmp_path_factory):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 class TestPages:
-    def test_four_exercises_or_more_marked_by_difficulty(self, page):
+    def test_exercises_are_few_and_marked_by_difficulty(self, page):
         text = "\n".join(c.source for c in nbformat.read(page, 4).cells if c.cell_type == "markdown")
         marks = re.findall(r"^### Exercise (\d) (★+)$", text, re.M)
         assert [int(number) for number, _ in marks] == list(range(1, len(marks) + 1))
-        assert len(marks) >= 4
-        assert {len(stars) for _, stars in marks} == {1, 2, 3}
+        assert (1 if page.name.startswith("00") else 2) <= len(marks) <= 4
+        assert max(len(stars) for _, stars in marks) <= 3
         assert len(cells(page, "solution")) == len(marks)
 
     def test_each_answer_is_followed_by_its_check(self, page):
@@ -46,7 +46,7 @@ class TestPages:
         for answer, check in itertools.pairwise(code):
             if "solution" in answer.metadata.get("tags", []):
                 assert "check" in check.metadata.tags
-                number = re.match(r"# Answer to exercise (\d)\n", answer.source)[1]
+                number = re.match(r"# @title Answer to exercise (\d)\n", answer.source)[1]
                 assert check.source.startswith(f"# Check of exercise {number}")
                 assert re.search(r"^ *assert .+", check.source, re.M)
 
@@ -113,4 +113,4 @@ def test_nbgrader_makes_the_same(tmp_path, student):
         points = [
             cell.metadata.nbgrader.points for cell in theirs if cell.metadata.get("nbgrader", {}).get("grade")
         ]
-        assert sum(points) >= 4
+        assert len(points) >= len(cells(page, "solution"))
