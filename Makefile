@@ -42,7 +42,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 lab: .venv/installed
-	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_porting.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_big_transfer.ipynb
 
 html: .venv/installed
 	$(BIN)/jupyter nbconvert --to html --template closed --TemplateExporter.extra_template_basedirs=scripts/html \
