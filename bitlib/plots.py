@@ -225,7 +225,7 @@ def standardization(kernel, standardized) -> Figure:
 
 
 def group_norm(before, after, groups: int = 32) -> Figure:
-    """The spread of each group's values in a feature map `[H, W, C]`, before and after GroupNorm and ReLU."""
+    """What GroupNorm does to a feature map `[H, W, C]`: the spread of each group's values."""
     fig, axes = _figure(1, 2, (8, 2.8))
     for ax, values, title in zip(axes, (before, after), ("going in", "coming out"), strict=True):
         values = np.asarray(values)

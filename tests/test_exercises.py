@@ -6,7 +6,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from bitlib import distill, features, hyperrule, images, labels, pages, patience, reference, vtab, zoo
+from bitlib import distill, features, hyperrule, images, labels, pages, patience, plots, reference, vtab, zoo
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,9 +31,20 @@ def surroundings(page):
         card = zoo.card(zoo.BUNDLED)
         batch = images.batch([rng.integers(0, 256, (64, 64, 3), np.uint8)], card, 64)
         known, unknown = np.linspace(0.3, 1, 100), np.linspace(0.1, 0.9, 50)
+        sample, digits = [*known], [*unknown]
+
+        def classify(pictures, k):
+            return [[("a class", probability)] for probability in pictures]
+
         return common | locals() | {"pictures_to_arrays": images, "size": 64}
     if page == "03":
-        found = {"vectors": rng.normal(size=(60, 8)) + 3, "labels": np.arange(60) % 3}
+        truth = np.arange(60) % 3
+        found = {
+            "labels": truth,
+            "vectors": rng.normal(size=(60, 8)) + 4 * np.eye(3, 8)[truth],
+            "chance": 1 / 3,
+        }
+        found |= {"class_names": list("abc"), "learn": np.arange(30), "ask": np.arange(30, 60)}
         return common | found | {"features": features, "shots": [2], "draws": 2, "num_test": 30}
     if page == "04":
         plan = hyperrule.plan(1000, 64, batch_size=64, steps=250, base_lr=0.1)
@@ -47,11 +58,20 @@ def surroundings(page):
         return common | locals() | {"vtab": vtab}
     if page == "06":
         given = type("Data", (), {"class_names": list("0123")})
-        student = patience.student(4, 16)
+        shown, outputs = rng.uniform(size=(20, 8, 8, 3)), rng.normal(size=(2, 20, 4))
+        teacher = type("Model", (), {"predict": lambda pictures, verbose: outputs[0]})
+        count = patience.student(4, 16).count_params()
+        student = {"predict": lambda pictures, verbose: outputs[1], "count_params": lambda: count}
+        student = type("Model", (), student)
         own = {"patience": patience, "distill": distill, "probabilities": labels.probabilities}
+        own |= {"plots": plots, "display": id, "np": np}
+        exec(KL, own)
         return common | locals() | own | {"width": 16}
     network = type("Model", (), {"count_params": lambda: 1_000_000})
-    return common | {"model": network, "megabytes": {"live": 4.0, "LiteRT int8": 1.1}}
+    logits = {name: rng.normal(size=(20, 3)) for name in ("live", "LiteRT int8")}
+    task, test = type("Task", (), {"class_names": list("abc")}), rng.uniform(size=(20, 8, 8, 3))
+    own = {"labels": labels, "plots": plots, "display": id, "coarsest": "LiteRT int8"}
+    return common | locals() | own | {"model": network, "megabytes": {"live": 4.0, "LiteRT int8": 1.1}}
 
 
 KL = """
@@ -69,6 +89,23 @@ CHOOSE = """
 def choose(by):
     return max(by, key=lambda name: by[name][0] + by[name][1])
 """
+CONFUSION = """
+answers = features.linear_probe(vectors[learn], labels[learn]).predict(vectors[ask])
+confusion = np.zeros((3, 3), int)
+for true, taken in zip(labels[ask], answers):
+    confusion[true, taken] += 1
+"""
+PROTOTYPES = """
+prototypes = np.array([vectors[learn][labels[learn] == n].mean(0) for n in range(3)])
+lengths = np.linalg.norm(prototypes, axis=1)
+answers = (vectors[ask] @ prototypes.T / lengths).argmax(axis=1)
+"""
+FURTHEST = "apart = divergence(*outputs); furthest = np.argsort(apart)[::-1][:8]"
+MOVED = """
+live, other = (labels.probabilities(logits[name]) for name in ("live", coarsest))
+gap = np.abs(np.take_along_axis(live - other, live.argmax(1)[:, None], 1)[:, 0])
+moved = sorted(range(20), key=lambda n: -gap[n])[:8]
+"""
 BACK = "back = np.round(127.5 * batch[0] + 127.5).astype('uint8')"
 THRESHOLD = "threshold = np.sort(known)[5]; refused = np.mean(unknown < threshold)"
 UNIT = "unit = vectors / np.sqrt((vectors ** 2).sum(axis=1))[:, None]"
@@ -80,10 +117,16 @@ RIGHT = [
     ("01", 2, "unneeded = {name for name in arrays if 'head' in name}"),
     ("02", 1, BACK),
     ("02", 1, "back = ((batch[0] + 1) / 2 * 255 + 0.5).astype(np.uint8)"),
+    ("02", 2, "known, unknown = np.array(sample), np.array(digits)"),
+    ("02", 2, "known, unknown = sample, digits"),
     ("02", 4, THRESHOLD),
     ("02", 4, "threshold = sorted(known)[5]; refused = sum(unknown < threshold) / len(unknown)"),
     ("03", 1, UNIT),
     ("03", 1, "unit = np.stack([v / np.linalg.norm(v) for v in vectors])"),
+    ("03", 2, CONFUSION),
+    ("03", 2, CONFUSION + "confusion = confusion.astype(float)"),
+    ("03", 3, PROTOTYPES),
+    ("03", 3, PROTOTYPES + "answers = answers.astype(float)"),
     ("04", 1, "warmup, decay, rate = 100, 200, 0.00625"),
     ("04", 1, "warmup, decay, rate = 2 * plan.warmup_steps, 2 * plan.boundaries[0], plan.base_lr / 2"),
     ("05", 2, "from scipy import stats\nneeded = 7"),
@@ -94,8 +137,12 @@ RIGHT = [
     ("06", 1, "times = 3.8"),
     ("06", 2, KL),
     ("06", 2, STABLE),
+    ("06", 3, FURTHEST),
+    ("06", 3, FURTHEST + ".tolist()"),
     ("08", 1, "in_float32, in_int8 = 4, 1"),
     ("08", 1, "in_float32, in_int8 = 4.0, 1.1"),
+    ("08", 2, MOVED),
+    ("08", 2, MOVED + "moved = np.array(moved)"),
 ]
 
 WRONG = [
@@ -108,12 +155,21 @@ WRONG = [
     ("02", 1, "back = (batch[0] * 255).astype('uint8')"),
     ("02", 1, "back = ((batch[0] + 1) * 127.5).astype('uint8')[::-1]"),
     ("02", 1, "back = (batch[0] + 1) * 127.5"),
+    ("02", 2, "known, unknown = np.array(digits), np.array(sample)"),
+    ("02", 2, "known, unknown = 5 * np.array(sample), 5 * np.array(digits)"),
+    ("02", 2, "known, unknown = 1 - np.array(sample), 1 - np.array(digits)"),
     ("02", 4, "threshold = 0.9; refused = np.mean(unknown < threshold)"),
     ("02", 4, "threshold = 0.0; refused = 0.0"),
     ("02", 4, THRESHOLD.replace("<", ">")),
     ("03", 1, "unit = vectors"),
     ("03", 1, "unit = -vectors / np.linalg.norm(vectors, axis=1, keepdims=True)"),
     ("03", 1, "unit = vectors / np.linalg.norm(vectors)"),
+    ("03", 2, CONFUSION + "confusion = confusion.T[::-1]"),
+    ("03", 2, CONFUSION + "confusion = confusion / 30"),
+    ("03", 2, "confusion = np.full((3, 3), 10 / 3)"),
+    ("03", 3, PROTOTYPES + "prototypes = prototypes / lengths[:, None]"),
+    ("03", 3, PROTOTYPES + "answers = (answers + 1) % 3"),
+    ("03", 3, PROTOTYPES + "answers = answers[:-1]"),
     ("04", 1, "warmup, decay, rate = plan.warmup_steps, plan.boundaries[0], plan.base_lr"),
     ("04", 1, "warmup, decay, rate = 100, 200, 0.025"),
     ("04", 1, "warmup, decay, rate = 25, 50, 0.00625"),
@@ -129,6 +185,12 @@ WRONG = [
     ("06", 2, KL.replace("(a, b", "(b, a")),
     ("06", 2, KL.replace("a / T", "a").replace("b / T", "b")),
     ("06", 2, KL.replace("axis=-1", "axis=0")),
+    ("06", 3, FURTHEST + "[::-1]"),
+    ("06", 3, FURTHEST.replace("*outputs", "*outputs[::-1]")),
+    ("06", 3, "furthest = np.arange(8)"),
+    ("08", 2, MOVED + "moved = moved[::-1]"),
+    ("08", 2, "moved = np.arange(8)"),
+    ("08", 2, MOVED + "moved = moved[1:]"),
     ("08", 1, "in_float32, in_int8 = 32, 8"),
     ("08", 1, "in_float32, in_int8 = 4, 4"),
     ("08", 1, "in_float32, in_int8 = 1, 1"),
