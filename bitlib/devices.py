@@ -88,7 +88,8 @@ class Devices:
         loss_of: Callable,
         optimizer: keras.optimizers.Optimizer,
         variables: Sequence[keras.Variable],
-        models: Sequence[keras.Model] = (),
+        models: Sequence[keras.Model],
+        *,
         accumulate: int = 1,
         clip: float | None = None,
     ) -> Callable:
@@ -116,11 +117,12 @@ class JaxDevices(Devices):
         self.machines, self.index = jax.process_count(), jax.process_index()
         self.chief = self.index == 0
 
-    def distributed(self, batches, whole):
+    def distributed(self, batches: Iterable, whole: bool) -> Iterator[tuple]:
         for batch in batches:
             yield tuple(map(_placed, batch))
 
-    def step(self, loss_of, optimizer, variables, models=(), accumulate=1, clip=None):
+    def step(self, *arguments: Any, accumulate: int = 1, clip: float | None = None) -> Callable:
+        loss_of, optimizer, variables, models = arguments
         trained = {id(variable) for variable in variables}
         others = {id(v): v for model in models for v in model.variables if id(v) not in trained}
         rest = list(others.values())
@@ -169,10 +171,10 @@ class Replicas(Devices):
         self.machines, self.index = self.replicas // len(self.own), self.own[0] // len(self.own)
         self.chief = self.index == 0
 
-    def scope(self):
+    def scope(self) -> AbstractContextManager:
         return self.strategy.scope()
 
-    def distributed(self, batches, whole):
+    def distributed(self, batches: Iterable, whole: bool) -> Iterator[tuple]:
         first, shares = (0, self.replicas) if whole else (self.own[0], len(self.own))
         for batch in batches:
             if self.replicas == 1:
@@ -186,7 +188,8 @@ class Replicas(Devices):
 
             yield self.strategy.experimental_distribute_values_from_function(share)
 
-    def step(self, loss_of, optimizer, variables, models=(), accumulate=1, clip=None):
+    def step(self, *arguments: Any, accumulate: int = 1, clip: float | None = None) -> Callable:
+        loss_of, optimizer, variables, models = arguments
         values = [variable.value for variable in variables]
 
         def gradients(*batch):

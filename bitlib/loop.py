@@ -138,7 +138,7 @@ def train_step(
         clip: the norm that the gradient of the whole batch, of all variables together, is shrunk to if it
             is longer.
     """
-    return devices.step(loss_of, optimizer, variables, models, accumulate, clip)
+    return devices.step(loss_of, optimizer, variables, models, accumulate=accumulate, clip=clip)
 
 
 class Guard:
