@@ -14,6 +14,7 @@ import tensorflow as tf
 from protocol import serve
 
 from bitlib import datasets, features, finetune, graphs, hyperrule, loop, ops, savedmodel
+from bitlib.devices import devices_of
 from bitlib.model import BiT
 from bitlib.zoo import units_and_width
 
@@ -87,7 +88,7 @@ def training(architecture: str, batch: int, size: int, variant: str):
     optimizer = finetune._optimizer(net, plan)
     optimizer.build(net.trainable_variables)
     loss_of = finetune._loss_of(net, plan, jit_compile=variant == "compiled")
-    step = loop.train_step(loss_of, optimizer, net.trainable_variables, tf.distribute.get_strategy())
+    step = loop.train_step(loss_of, optimizer, net.trainable_variables, devices_of(net, batch), [net])
     labels = tf.one_hot(np.arange(batch) % 1000, 1000)
     return lambda: float(step(images(batch, size), labels))
 

@@ -31,6 +31,7 @@ def measure(architecture: str, size: int, share: int) -> float:
     strategy = several()
 
     from bitlib import finetune, hyperrule, loop
+    from bitlib.devices import devices_of
     from bitlib.model import BiT
     from bitlib.zoo import units_and_width
 
@@ -42,8 +43,9 @@ def measure(architecture: str, size: int, share: int) -> float:
         optimizer = finetune._optimizer(model, plan)
         optimizer.build(model.trainable_variables)
     loss_of = finetune._loss_of(model, plan)
-    step = loop.train_step(loss_of, optimizer, model.trainable_variables, strategy)
-    batch = next(iter(loop.shared(examples, plan, 10, 0, 0, strategy)))
+    devices = devices_of(model, plan.batch_size)
+    step = loop.train_step(loss_of, optimizer, model.trainable_variables, devices, [model])
+    batch = next(iter(loop.shared(examples, plan, 10, 0, 0, devices)))
     times = []
     for _ in range(10):
         started = time.perf_counter()

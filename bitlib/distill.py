@@ -11,6 +11,7 @@ import math
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import keras
@@ -140,9 +141,9 @@ def match(
     given = prepare(images, None, name="images")
     rule = plan(**{"crop": given.side, "steps": steps} | how)
     finetune.check_steps(rule, accumulate, save_every, validate_every)
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a positive number, received {temperature!r}")
-    if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
+    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay: expected 0 or a positive number, received {weight_decay!r}")
     num_classes = _check_pair(teacher, student, rule)
     validate = None

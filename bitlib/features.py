@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -143,7 +144,7 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, regularization: float =
     from threadpoolctl import threadpool_limits
 
     features, labels = _check_labelled(features, labels)
-    if not (isinstance(regularization, (int, float)) and 0 < regularization < np.inf):
+    if not (isinstance(regularization, Real) and 0 < regularization < np.inf):
         raise ValueError(f"regularization: expected a positive number, received {regularization!r}")
     # Threads waiting for each other make a small fit ten times slower, on a busy machine hundreds of times.
     with threadpool_limits(1 if np.size(features) < 10_000_000 else None):
