@@ -189,7 +189,7 @@ class Replicas(Devices):
             yield self.strategy.experimental_distribute_values_from_function(share)
 
     def step(self, *arguments: Any, accumulate: int = 1, clip: float | None = None) -> Callable:
-        loss_of, optimizer, variables, models = arguments
+        loss_of, optimizer, variables, _ = arguments
         values = [variable.value for variable in variables]
 
         def gradients(*batch):
