@@ -12,13 +12,14 @@
 # make student write the pages for a class, without answers, to student/
 # make matrix  the fast tests and the pages on several Pythons and sets of packages -> docs/matrix.md
 # make soak    run every page ten times on several kinds of processor, for hours; it resumes
+# make backends  training and the habits of Keras' users on JAX and on PyTorch, in environments without TensorFlow
 # make bench   compare with transformers and timm, which it installs in .venv-bench
 # make clean   remove .venv, .venv-bench and build
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run check test test-code test-pages lint lab html site slides pages student matrix soak bench clean
+.PHONY: run check test test-code test-pages lint lab html site slides pages student matrix soak backends bench clean
 
 run: .venv/installed
 	$(BIN)/python scripts/run_pages.py build
@@ -66,6 +67,18 @@ matrix: .venv/installed
 soak: .venv/installed
 	$(BIN)/python scripts/soak.py
 
+backends: .venv-jax/installed .venv-torch/installed
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest tests/test_habits.py tests/test_backends.py
+	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest tests/test_habits.py tests/test_backends.py
+
+# make backends TORCH=torch==2.13.0 for one version; on a machine without a GPU, name a build without CUDA.
+TORCH ?= torch
+.venv-%/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(if $(filter torch,$*),"$(TORCH)")
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$*,onnx]" pytest onnxruntime pandas
+	@touch $@
+
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=python3.12"; exit 1; }
@@ -84,4 +97,4 @@ bench: .venv/installed .venv-bench/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-bench build
+	rm -rf .venv .venv-* build
