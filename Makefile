@@ -75,8 +75,8 @@ backends: .venv-jax/installed .venv-torch/installed
 TORCH ?= torch
 .venv-%/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(if $(filter torch,$*),"$(TORCH)")
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$*,onnx]" pytest onnxruntime pandas
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$*,onnx]" \
+		$(if $(filter torch,$*),"$(TORCH)") pytest onnxruntime pandas
 	@touch $@
 
 .venv/installed: pyproject.toml constraints.txt
