@@ -142,7 +142,7 @@ def image_batches(images: Any, size: int) -> Iterator[np.ndarray]:
             check_shape(found[0].shape)
             singles: Iterator = ((image,) for image in array(found[0], "images"))
         else:
-            singles = ahead(found() if callable(found) else found, size)
+            singles = ahead(found(), size) if callable(found) else found
         while batch := [image for image, *_ in itertools.islice(singles, size)]:
             if len(sizes := {image.shape for image in batch}) > 1:
                 raise ValueError(f"images: expected one size, received {sorted(sizes)[0]} and {max(sizes)}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from bitlib import progress
 from bitlib.datasets import draw
+from bitlib.devices import forward
 from bitlib.examples import image_batches
 from bitlib.inputs import array, check_images, check_whole
 from bitlib.model import BiT
@@ -58,40 +59,32 @@ def extract(
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
     check_whole("batch_size", batch_size)
-    compute = _traced(model, stage, pool and stage != "features")
+    compute = _compiled(model, stage, pool and stage != "features")
     results = []
     total = len(images) if isinstance(images, np.ndarray) and images.ndim else None
     with progress.bar(total, "image", shown=bool(verbose)) as bar:
         for batch in image_batches(images, batch_size):
-            result = compute(ops.convert_to_tensor(batch, "float32"))
-            results.append(ops.convert_to_numpy(result).astype(np.float32))
+            results.append(compute(batch.astype(np.float32, copy=False)))
             bar.update(len(batch))
     return np.concatenate(results)
 
 
-def _traced(model, stage: str, average: bool):
+def _compiled(model: BiT, stage: str, average: bool) -> Callable[[np.ndarray], np.ndarray]:
     """A function that computes a stage, compiled once and cached with its model.
 
     To trace an R50x1 takes as long as to compute fifty images.
     """
+
+    def compute(batch):
+        result = model.stages(batch)[stage]
+        return ops.mean(result, axis=(1, 2)) if average else result
+
     # Past Keras, which would look for layers in it; and not while the model computes in another way.
-    cache = vars(model).setdefault("_extractors", {}) if model.root.convolution.arithmetic is PLAIN else {}
+    cache: dict = (
+        model.__dict__.setdefault("_extractors", {}) if model.root.convolution.arithmetic is PLAIN else {}
+    )
     if (stage, average) not in cache:
-        if keras.backend.backend() == "tensorflow":
-            import tensorflow as tf
-
-            def compute(batch):
-                result = model.stages(batch)[stage]
-                return ops.mean(result, axis=(1, 2)) if average else result
-
-            images = tf.TensorSpec((None, None, None, 3), tf.float32)
-            cache[stage, average] = tf.function(compute).get_concrete_function(images)
-        else:
-            last = {"root": model.root, "features": model.get_layer("features")}
-            last |= {f"block{number}": units[-1] for number, units in enumerate(model.blocks, start=1)}
-            result = last[stage].output
-            part = keras.Model(model.input, ops.mean(result, axis=(1, 2)) if average else result)
-            cache[stage, average] = part.predict_on_batch
+        cache[stage, average] = forward(model, compute)
     return cache[stage, average]
 
 

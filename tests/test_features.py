@@ -62,8 +62,8 @@ class TestExtract:
                 yield np.zeros((32, 32, 3), "float32")
 
         computed = []
-        graph = features._traced(model, "features", False)
-        monkeypatch.setattr(features, "_traced", lambda *_: lambda x: computed.append(drawn) or graph(x))
+        graph = features._compiled(model, "features", False)
+        monkeypatch.setattr(features, "_compiled", lambda *_: lambda x: computed.append(drawn) or graph(x))
         with pytest.raises(InterruptedError):
             features.extract(model, endless(), batch_size=4)
         assert computed == [4, 8]
