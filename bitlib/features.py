@@ -80,9 +80,8 @@ def _compiled(model: BiT, stage: str, average: bool) -> Callable[[np.ndarray], n
         return ops.mean(result, axis=(1, 2)) if average else result
 
     # Past Keras, which would look for layers in it; and not while the model computes in another way.
-    cache: dict = (
-        model.__dict__.setdefault("_extractors", {}) if model.root.convolution.arithmetic is PLAIN else {}
-    )
+    plain = model.root.convolution.arithmetic is PLAIN
+    cache: dict = model.__dict__.setdefault("_extractors", {}) if plain else {}
     if (stage, average) not in cache:
         cache[stage, average] = forward(model, compute)
     return cache[stage, average]

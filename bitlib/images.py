@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import operator
 import os
 import re
 import stat
@@ -349,18 +350,17 @@ def resize(image: np.ndarray, size: tuple[int, ...], antialias: bool = False) ->
         if image.shape[axis] == length:
             continue
         taps, weights = _taps(image.shape[axis], length, antialias)
-        image = np.moveaxis(image, axis, 0)
         if taps.shape[1] < 8:
-            shape = (-1, *[1] * (image.ndim - 1))
-            image = sum(
-                image[tap] * weight.reshape(shape) for tap, weight in zip(taps.T, weights.T, strict=True)
-            )
+            channels = np.ones(image.shape[-1] if axis == -2 else 1, np.float32)  # short axes are slow
+            columns = weights.T.reshape(-1, length, *[1] * (-1 - axis)) * channels
+            parts = [image.take(tap, axis).astype(np.float32, copy=False) for tap in taps.T]
+            for part, column in zip(parts, columns, strict=True):
+                part *= column
+            image = functools.reduce(operator.iadd, parts)
         else:  # a large picture becomes small: sums by BLAS
-            lines = (image[tap].astype(np.float32) for tap in taps)
-            image = np.stack(
-                [np.tensordot(weight, line, 1) for weight, line in zip(weights, lines, strict=True)]
-            )
-        image = np.moveaxis(image, 0, axis)
+            lines = np.moveaxis(image, axis, 0)
+            sums = zip(weights, taps, strict=True)
+            image = np.stack([np.tensordot(weight, lines[tap].astype("f4"), 1) for weight, tap in sums], axis)
     return np.ascontiguousarray(image, np.float32)
 
 

@@ -1,9 +1,9 @@
 """The two operations that decide the speed of a BiT: standardising a kernel, and GroupNorm with its ReLU.
 
-`standardize` and `group_norm_relu` say what is computed, `StandardizedConv2D` and `GroupNorm` are the layers.
-`Operations` says how: as they stand, with gradients that are written out, compiled by XLA, or of constant
-kernels. Results differ in the last digits only. Each layer has its own, `PLAIN` unless `computed_by` or
-`constant_kernels` is given others.
+`standardize` and `group_norm_relu` say what is computed; `StandardizedConv2D` and `GroupNorm` are their
+layers. `Operations` says how: as they stand, with gradients that are written out, compiled by XLA, or of
+constant kernels. Results differ in the last digits only. Each layer has its own, `PLAIN` unless
+`computed_by` or `constant_kernels` is given others.
 """
 
 from __future__ import annotations
