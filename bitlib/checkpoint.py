@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +43,8 @@ def find(source: str | os.PathLike | Source) -> Source:
     """Look up a source, which `bitlib.zoo.path_of` tells to be a file or a name.
 
     Args:
-        source: a name of `bitlib.zoo.names()`, a hub handle, a published file's name or address, or a path to
-            a `.npz`, a `.keras`, or a `.safetensors` with the names of timm or transformers. A `Source` is
-            returned as it is. What is not on this machine is downloaded.
+        source: a name of `bitlib.zoo.names()`, a hub handle, a published file's name or address, or a path as
+            `read` takes it; what is not on this machine is downloaded. A `Source` is returned as it is.
 
     Raises:
         FileNotFoundError: it reads like a path (by its suffix, or as a `Path`) and no such file is there.
@@ -60,9 +59,10 @@ def find(source: str | os.PathLike | Source) -> Source:
         return Source(card, *_fetched(card))
     card = zoo.card_of(path)
     if not path.is_file():
-        expected = f"expected one ending in {', '.join(SUFFIXES)}"
-        if card.name in zoo.names():
-            expected += f"; the published one is loaded by its name, {card.name!r}"
+        known = (
+            f"; the published one is loaded by its name, {card.name!r}" if card.name in zoo.names() else ""
+        )
+        expected = f"expected one ending in {', '.join(SUFFIXES)}{known}"
         raise FileNotFoundError(f"source: {path.absolute()}: no such file, {expected}")
     return Source(replace(card, **_noted(path)), path)
 
@@ -75,9 +75,7 @@ def resolve(source: str | os.PathLike) -> Path:
 def fetch(name: str) -> Path:
     """The file of a published model: bundled, or as `bitlib.fetching.fetch_file` has it.
 
-    Raises:
-        ValueError: no published BiT has that name, or as `fetch_file`.
-        ConnectionError, OSError: as `fetch_file`.
+    Raises: ValueError, if no published BiT has that name; or as `fetch_file`.
     """
     return _fetched(zoo.card(name))[0]
 
@@ -108,7 +106,7 @@ def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
         verify(copy)
         return copy
 
-    listed: Any = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
+    listed: Any = names if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     cards = [zoo.card(name) for name in listed]
     for file in sorted({zoo.CLASS_LISTS[card.labels] for card in cards if card.labels and card.url}):
         copied(fetch_file(file), file)
@@ -116,17 +114,16 @@ def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
 
 
 def assign(model: BiT, arrays: Mapping[str, np.ndarray]) -> None:
-    """Set every weight of a model from arrays of the same names, or none at all.
-
-    Raises:
-        CheckpointError: arrays are missing, unexpected, of another shape or not finite; the model is
-            then as it was.
-    """
+    """As `fill`, of every weight of a model."""
     fill(model.arrays, arrays)
 
 
 def fill(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarray]) -> None:
-    """Set variables from arrays of the same names, or none at all. Raises: as `assign`."""
+    """Set variables from arrays of the same names, or none at all.
+
+    Raises:
+        CheckpointError: arrays are missing, unexpected, of another shape or not finite.
+    """
     if not isinstance(arrays, Mapping):
         raise TypeError(f"arrays: expected arrays by name, received {type(arrays).__name__}")
     expected = {name: tuple(variable.shape) for name, variable in variables.items()}
@@ -152,20 +149,16 @@ class KerasFile(Arrays):
         try:
             model = keras.saving.load_model(path, compile=False)
         except Exception as error:  # Keras raises whatever it meets in a file
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{path}: not a .keras file that can be read ({reason[:200]})") from error
         if not isinstance(model, BiT):
-            raise CheckpointError(
-                f"{path}: holds a Keras model of class {type(model).__name__}, expected a bitlib.model.BiT; "
-                "keras.saving.load_model loads any other"
-            )
+            expected = "expected a bitlib.model.BiT; keras.saving.load_model loads any other"
+            raise CheckpointError(f"{path}: holds a Keras model of class {type(model).__name__}, {expected}")
         self._model = model
         self.architecture = Architecture(model.units, model.width, model.num_classes)
         self.shapes = {name: tuple(variable.shape) for name, variable in model.arrays.items()}
         self.card = model.card
-        if self.card:
-            known = {name: value for name, value in asdict(self.card).items() if value is not None}
-            _check_noted(path, {name: known[name] for name in NOTED if name in known})
+        _check_noted(path, _noteworthy(self.card))
 
     def __getitem__(self, name: str) -> np.ndarray:
         from keras import ops
@@ -191,8 +184,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Args:
         path: a `.npz` in the published layout, a `.safetensors` with the names of timm or transformers, or a
-            `.keras` that Keras wrote of a `bitlib.model.BiT`. Numbered names
-            (`standardized_conv2d_17/kernel`) are normalised. Arrays are never unpickled.
+            `.keras` of a `bitlib.model.BiT`. Numbered names (`standardized_conv2d_17/kernel`) are normalised.
+            Arrays are never unpickled.
 
     Returns:
         The arrays by name, float32, in the order of the network.
@@ -220,6 +213,11 @@ NOTED = ("resolution", "short_side", "antialias", "activation", "labels", "class
 """What `save` writes about a model beside its arrays: fields of its card, as JSON."""
 
 
+def _noteworthy(card: zoo.Card | None) -> dict[str, Any]:
+    """The fields of a card that `save` writes, where it has them."""
+    return {name: value for name in NOTED if (value := getattr(card, name, None)) is not None}
+
+
 def _is_text(value) -> bool:
     """Whether a value is text without control characters, which would command a terminal."""
     return isinstance(value, str) and not any(unicodedata.category(c) in ("Cc", "Cs") for c in value)
@@ -234,13 +232,9 @@ def _noted(path: Path) -> dict:
 
 def _check_noted(path: Path, fields: Mapping) -> None:
     """Check what a file says of the model. Raises `CheckpointError` for what no card can have."""
-
-    def pixels(value) -> bool:
-        return type(value) is int and 32 <= value <= 10_000
-
     right = {
-        "resolution": pixels,
-        "short_side": lambda side: pixels(side) and side >= fields.get("resolution", 32),
+        "resolution": lambda side: type(side) is int and 32 <= side <= 10_000,
+        "short_side": lambda side: type(side) is int and fields.get("resolution", 32) <= side <= 10_000,
         "antialias": lambda value: isinstance(value, bool),
         "activation": ("softmax", "sigmoid").__contains__,
         "labels": lambda value: isinstance(value, str) and value in zoo.CLASS_LISTS,
@@ -288,14 +282,12 @@ def load(
         if head == "keep":
             if num_classes is None:
                 raise CheckpointError(f"{HEAD[0]}: missing; to load pooled features pass head=None")
-            if card.class_names and len(card.class_names) != num_classes:
-                raise CheckpointError(
-                    f"{HEAD[1]}: {num_classes} classes, the file names {len(card.class_names)}"
-                )
+            if card.class_names and (named := len(card.class_names)) != num_classes:
+                raise CheckpointError(f"{HEAD[1]}: {num_classes} classes, the file names {named}")
         else:
             num_classes = head if isinstance(head, int) else None
-            card = replace(card, num_classes=num_classes, labels=None, class_names=class_names, top1=None)
-            card = replace(card, activation="softmax")  # until a training of several classes at once
+            own = {"num_classes": num_classes, "class_names": class_names, "labels": None, "top1": None}
+            card = replace(card, **own, activation="softmax")  # until a training of several classes at once
         model = BiT(units, width, num_classes, kernel_initializer="zeros", dtype=dtype)
         for name, variable in model.arrays.items():
             if name not in HEAD or head == "keep":
@@ -325,8 +317,7 @@ def _checked_head(head: Any) -> tuple[str | int | None, tuple[str, ...] | None]:
     if head is None or (isinstance(head, str) and head == "keep"):
         return head, None
     received = " ".join(repr(head).split())[:200]
-    single: bool = np.isscalar(head) or getattr(head, "ndim", 1) == 0
-    if single:
+    if np.isscalar(head) or getattr(head, "ndim", 1) == 0:
         number = np.asarray(head).dtype.kind in "iuf" and float(head).is_integer()
         if number and 1 <= head <= MOST_CLASSES:
             return int(head), None
@@ -336,19 +327,16 @@ def _checked_head(head: Any) -> tuple[str | int | None, tuple[str, ...] | None]:
         if names and all(map(_is_text, names)) and not twice:
             return len(names), tuple(map(str, names))
         received = f"{twice[0]!r} more than once" if twice else received
-    raise ValueError(
-        "head: expected 'keep', None, a number of classes or a list of their names (text, each once), "
-        f"received {received}"
-    )
+    expected = "'keep', None, a number of classes or a list of their names (text, each once)"
+    raise ValueError(f"head: expected {expected}, received {received}")
 
 
 def save(model: BiT, path: str | os.PathLike) -> Path:
     """Write a model's weights as a `.npz` in the published layout, or as a `.safetensors` with timm's names.
 
-    What `load` reads back is the same bit for bit, and so is the file each time it is written. JAX
-    and PyTorch code that reads the published files reads this one. What else a reader has to know
-    (resolution, names of the classes) is where only `load` looks for it: in the comment of the zip, or the
-    metadata of the header.
+    What `load` reads back is the same bit for bit, and so is the file each time it is written. Code that
+    reads the published files reads this one: resolution and class names are where only `load` looks for them,
+    in the comment of the zip or the metadata of the header.
 
     Args:
         model: a `bitlib.model.BiT`.
@@ -362,7 +350,4 @@ def save(model: BiT, path: str | os.PathLike) -> Path:
     suffix = path.suffix.lower()
     if suffix and (suffix == SUFFIXES[2] or suffix in " ".join(zoo.FOREIGN).split()):
         raise ValueError(f"path: expected a file ending in {SUFFIXES[0]} or {SUFFIXES[1]}, received {path}")
-    fields = {name: getattr(model.card, name) for name in NOTED} if model.card else {}
-    return archive.write(
-        path, model.arrays, {name: value for name, value in fields.items() if value is not None}
-    )
+    return archive.write(path, model.arrays, _noteworthy(model.card))

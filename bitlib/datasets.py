@@ -1,8 +1,5 @@
 """Labelled sets of pictures by name, few-shot draws from them, and how they become `tf.data`.
 
-`bitlib.tasks` has those that installed packages carry: nothing is downloaded for them. A folder of pictures
-and TensorFlow Datasets bring whatever else there is.
-
 A labelled set is three things everywhere here: the pictures (a sequence of whatever
 `bitlib.images.read` takes), their labels int64 `[N]`, and the names of the classes.
 """
@@ -43,8 +40,6 @@ if TYPE_CHECKING:
 
 Part = tuple[Sequence, np.ndarray]
 
-_LARGE = 12_000_000  # values of a picture that `pipeline` resizes before it lets the next be decoded
-
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """The pictures uint8 `[1797, 64, 64]` and labels int64 `[1797]` of `bitlib.tasks.digits`."""
@@ -64,11 +59,11 @@ def labelled(
 
     Args:
         name: one of `bitlib.tasks.TASKS` (`digits`, `mnist`, `counting`, …), which installed packages carry;
-            `glyphs`; a folder with one subfolder of pictures a class; a table, as `table` takes it; or a name
-            of TFDS, with `/config` and `:version` if wanted. A folder of the name of a built-in set is meant
-            by `./name`; where a name is TFDS' too, `data_dir` or a version (`mnist:3.0.1`) asks for TFDS.
+            `glyphs`; what `folder` or `table` takes; or a name of TFDS, with `/config` and `:version` if
+            wanted. A folder of the name of a built-in set is meant by `./name`; where a name is TFDS' too,
+            `data_dir` or a version (`mnist:3.0.1`) asks for TFDS.
         data_dir: of TFDS, as `tfds` takes it; of a table, its `root`.
-        columns: of a table, as `table` takes them.
+        columns: as `table` takes them.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: as `folder`, `table`, `tfds` or the task, whichever it is;
@@ -81,8 +76,9 @@ def labelled(
         return table(name, columns, data_dir)
     if _is_built_in(name, data_dir):
         if os.path.isdir(name):
-            other = f"name: {name!r} is the built-in set, not the folder; that is './{name}'"
-            warnings.warn(other, stacklevel=2)
+            warnings.warn(
+                f"name: {name!r} is the built-in set, not the folder; that is './{name}'", stacklevel=2
+            )
         if name == "glyphs":
             return glyphs_by_class()
         pictures, labels, class_names = tasks.TASKS[name]()
@@ -104,16 +100,15 @@ def splits(
     """Pictures to learn from and to test on: the splits of a data set where it has its own, else drawn.
 
     A data set of TFDS has its own if it has `train` and `test` (or `validation`); a folder, if it has
-    subfolders that are called so (`bitlib.folders.SPLITS`: `Train`, `val`, `seg_train`, …), each with one
-    subfolder of pictures a class; a table, if it has a column of them. Of three, the test split is tested on,
-    and the validation split is not used.
+    subfolders that are called so (`bitlib.folders.SPLITS`: `Train`, `val`, `seg_train`, …); a table, if it
+    has a column of them. Of three, the test split is tested on, and the validation split is not used.
 
     Args:
         name, data_dir, columns: as of `labelled`.
         shots: examples of each class to learn from, drawn by `draw`; 0 for all.
-        num_test: examples to test on, at most, of a test split in proportion to its classes; None for all
-            that are not learnt from. Where all are to be learnt from and there are no splits, a third is set
-            aside, at most: of each class with two pictures or more at least one, and not all.
+        num_test: examples to test on, at most, in proportion to the classes; None for all that are not learnt
+            from. Without shots and splits a third is set aside, at most: of each class with two pictures or
+            more at least one, and not all.
         seed: of what is drawn.
 
     Returns:
@@ -143,7 +138,6 @@ def splits(
 
 
 def _count(name: str, number: int | None) -> int:
-    """A number of examples, 0 for None. Raises: ValueError, which begins with `name`."""
     return check_whole(name, number or 0, least=0, expected="a number of examples, 0 or more")
 
 
@@ -151,10 +145,7 @@ def as_learnt(
     name: Any, class_names: list[str], labels: Iterable[int], test_names: list[str], test_labels: np.ndarray
 ) -> np.ndarray:
     """The labels of a test split as numbers among the class names of the training split, int64 `[N]`.
-
-    Raises:
-        ValueError: pictures to test on are of a class that none to learn from is of.
-    """
+    Raises: ValueError, if pictures are of a class that none to learn from is of."""
     learnt = {class_names[label] for label in set(labels)}
     tested = {test_names[label] for label in set(test_labels)}
     if tested - learnt:
@@ -181,13 +172,12 @@ def drawn_splits(
     else:
         test, chosen = _stratified(labels, tested, rng)
     _warn_if_untested(labels[chosen], labels[test], found[2])
-    parts = [([pictures[i] for i in part], labels[part]) for part in (chosen, test)]
-    folders.warn_of_copies(parts[0][0], parts[1][0])
-    return parts[0], parts[1], found[2]
+    learnt, tests = (([pictures[i] for i in part], labels[part]) for part in (chosen, test))
+    folders.warn_of_copies(learnt[0], tests[0])
+    return learnt, tests, found[2]
 
 
 def _warn_if_untested(labels: np.ndarray, tested: np.ndarray, class_names: Sequence | None = None) -> None:
-    """Warn of classes none of which is to test on."""
     if missing := sorted(set(labels) - set(tested)):
         names = ", ".join(str(class_names[label] if class_names else label) for label in missing[:5])
         where = "name" if class_names else "labels"
@@ -251,8 +241,7 @@ def _parts(name, data_dir, columns) -> Sequence[tuple[Sequence, np.ndarray, list
         if _is_folder(name):
             return folders.parts(name)
         known = _tfds_splits(name, data_dir)
-        tests = [part for part in ("test", "validation") if part in known and "train" in known]
-        if tests:
+        if tests := [part for part in ("test", "validation") if part in known and "train" in known]:
             return [tfds(name, part, data_dir) for part in ("train", tests[0])]
     return [labelled(name, data_dir)]
 
@@ -286,10 +275,10 @@ def paired(pictures: Sequence, labels: ArrayLike) -> tuple[Sequence, np.ndarray]
     numbers = np.array([value if isinstance(value, (int, float)) else np.nan for value in values], np.float64)
     wrong = np.flatnonzero(~((numbers >= 0) & (numbers < 2**53) & (numbers == np.floor(numbers))))
     if len(wrong):
-        raise ValueError(
-            f"labels: expected class numbers from 0, received {values[wrong[0]]!r} at position {wrong[0]}; "
-            "bitlib.datasets.table makes numbers of names"
+        received = (
+            f"{values[wrong[0]]!r} at position {wrong[0]}; bitlib.datasets.table makes numbers of names"
         )
+        raise ValueError(f"labels: expected class numbers from 0, received {received}")
     return pictures, numbers.astype(np.int64)
 
 
@@ -298,13 +287,10 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a few examples of each class to learn from, and others to test on.
 
-    Examples are shuffled; the first `num_test` are set aside, and of the others the first `shots` of each
-    class are taken.
-
     Args:
         labels: int `[N]`.
         shots: examples of each class.
-        num_test: examples to test on; None for all that are not learnt from.
+        num_test: examples to test on, drawn first; None for all that are not learnt from.
         seed: the same seed gives the same draw.
 
     Returns:
@@ -361,21 +347,12 @@ def loader(picture: Callable[[Any], Any], size: int | None = None) -> Callable[[
     tf = tensorflow("bitlib.datasets.loader")
 
     def read(key):
-        """The picture, and an empty array; or, of a large one, an empty array and the picture resized."""
-        with images.decoded(picture(key)) as image:
-            if size is None or image.size < _LARGE:
-                return image, np.zeros((0, 0, 3), np.float32)
-            with tf.device("CPU"):
-                return np.zeros((0, 0, 3), np.uint8), tf.image.resize(image, (size, size)).numpy()
+        with images.decoded(picture(key)) as image, tf.device("CPU"):
+            return image if size is None else tf.image.resize(image, (size, size)).numpy()
 
     def load(key):
-        image, resized = tf.numpy_function(read, [key], (tf.uint8, tf.float32), stateful=False)
-        image.set_shape((None, None, 3))
-        if size is None:
-            return tf.cast(image, tf.float32) / 127.5 - 1
-        resized.set_shape((None, None, 3))
-        image = tf.cond(tf.size(resized) > 0, lambda: resized, lambda: tf.image.resize(image, (size, size)))
-        return tf.ensure_shape(image, (size, size, 3)) / 127.5 - 1
+        image = tf.numpy_function(read, [key], tf.uint8 if size is None else tf.float32, stateful=False)
+        return tf.cast(tf.ensure_shape(image, (size, size, 3)), tf.float32) / 127.5 - 1
 
     return load
 
@@ -387,9 +364,8 @@ def pipeline(
 
     Args:
         pictures, labels: as `paired` takes them.
-        size: height and width to resize to, bilinearly, in pixels; None to leave them as they are. With a
-            size, memory is bounded whatever the pictures are (`bitlib.images.MAX_PIXELS`); without, there
-            are as many of them in memory as TensorFlow has threads.
+        size: height and width to resize to, bilinearly, in pixels; memory is then bounded whatever the
+            pictures are (`bitlib.images.MAX_PIXELS`). None to leave them as they are, one for each thread.
         seed: shuffle with that seed; None to keep the order.
 
     Returns:
@@ -397,8 +373,7 @@ def pipeline(
         example once, in the same order each time.
 
     Raises:
-        ValueError: as `paired`. A picture that cannot be read is an error of TensorFlow's when it is
-            reached, and names the file.
+        ValueError: as `paired`. A picture that cannot be read is TensorFlow's error, which names the file.
     """
     tf = tensorflow("bitlib.datasets.pipeline")
     pictures, labels = paired(pictures, labels)
@@ -411,11 +386,7 @@ def pipeline(
 
 
 def photographs() -> dict[str, np.ndarray]:
-    """The two photographs that ship with scikit-learn: a Chinese palace and a flower.
-
-    Returns:
-        uint8 `[427, 640, 3]` by file name.
-    """
+    """scikit-learn's photographs, a Chinese palace and a flower, by file name: uint8 `[427, 640, 3]`."""
     from sklearn.datasets import load_sample_images
 
     sample = load_sample_images()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 import unicodedata
@@ -42,18 +43,14 @@ COLUMNS = {
 """What the columns of a table are called, in any case, with or without blanks and underscores. Of splits, one
 whose values are words of `SPLITS` will do."""
 
-_NO_SPLITS = re.compile(r"is(train|test|val|valid|validation)|k?folds?|set")
-
 
 def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
-    """A folder with one subfolder of pictures a class, as a labelled set.
-
-    Pictures are what can be read as such, whatever they are called. A class without any keeps its place.
+    """A folder with one subfolder of pictures a class, as a labelled set; one without any keeps its place.
 
     Args:
         path: the folder. If all it holds is a folder of its own name, as zip files do, that is taken.
-        verify: read every file once, and leave out those that cannot be read, with one warning that says
-            how many of which class, and why. Without it, files that are meant as pictures are taken
+        verify: read every file once, whatever it is called, and leave out those that cannot be read, with one
+            warning that says why. Without it, files that are meant as pictures are taken
             (`bitlib.images.is_picture`), and such a one is an error when it is used.
 
     Returns:
@@ -66,9 +63,8 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
             have pictures.
 
     Warns:
-        UserWarning: some files cannot be read, or are in two classes; a class has no pictures; names of
-            classes are nearly the same, or in another order than elsewhere; or the classes hold the same
-            subfolders, which may have been meant as classes.
+        UserWarning: some files cannot be read, or are in two classes; a class has no pictures; the order of
+            the classes is not that of text; or they hold the same subfolders, which may be the classes meant.
     """
     check_flag("verify", verify)
     root, subfolders, files = _opened(path)
@@ -85,7 +81,7 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
         inner = images.listed(subfolders[0])[0]
         hint = f"; it holds {_some(_name(sub) for sub in inner)}: was {subfolders[0]} meant?" if inner else ""
         raise ValueError(f"path: {root} has one class, {_name(subfolders[0])}; expected at least two{hint}")
-    class_names = _ordered(map(_name, subfolders), f"path: {root}")
+    class_names = _ordered(map(_name, subfolders))
     if class_names != sorted(class_names):
         order = f"{_some(class_names)}, which Keras and PyTorch sort as text"
         warnings.warn(f"path: {root}: the classes are in the order of their numbers, {order}", stacklevel=3)
@@ -96,17 +92,12 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
 
 
 def parts(path: str | os.PathLike) -> list[Labelled]:
-    """The training and the test split of a folder, each as `folder` gives it; of one without, the whole.
-
-    Warns:
-        UserWarning: it holds other folders beside them.
-    """
+    """The training and the test split of a folder, each as `folder` gives it; of one without, the whole."""
     root, subfolders, _ = _opened(path)
     known = _split_folders(subfolders)
     if not known:
         return [folder(path)]
-    others = [_name(sub) for sub in subfolders if sub not in known.values()]
-    if others:
+    if others := [_name(sub) for sub in subfolders if sub not in known.values()]:
         warnings.warn(f"path: {root}: {_some(others)}, beside the splits, left out", stacklevel=4)
     return [folder(known[kind]) for kind in SPLITS if kind in known][:2]
 
@@ -120,17 +111,10 @@ def _some(names: Iterable) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _ordered(names: Iterable[str], where: str) -> list[str]:
-    """Class names, each once: sorted, or by size if all are numbers. Warns if some are nearly the same."""
-    plain = {name: name.casefold() for name in names}
-    found = sorted(plain)
-    if all(re.fullmatch(r"-?\d+", name) for name in found):
-        plain = {name: str(int(name)) for name in found}
-        found.sort(key=int)
-    twice = Counter(plain.values())
-    if alike := [name for name in found if twice[plain[name]] > 1]:
-        warnings.warn(f"{where}: {_some(alike)} are taken as different classes", stacklevel=5)
-    return found
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Class names, each once: sorted, or by size if all are numbers."""
+    found = sorted(set(names))
+    return sorted(found, key=int) if all(re.fullmatch(r"-?\d+", name) for name in found) else found
 
 
 def _copies(files: Sequence[str | os.PathLike], groups: Sequence) -> list[tuple[int, int]]:
@@ -165,12 +149,7 @@ def _opened(path: str | os.PathLike) -> tuple[Path, list[Path], list[Path]]:
 
 
 def _kinds(name: str, inside: bool) -> dict[tuple[str, str], str]:
-    """The kinds of splits that a name may mean, by what stands before and behind the word.
-
-    Args:
-        name: of a folder.
-        inside: also where letters stand beside the word, as in "mytrain", and in "contest".
-    """
+    """The kinds of splits that a name may mean, by what is around the word; also `inside` others, if so."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()
     letter = r"[^\W\d_]"
     return {
@@ -182,10 +161,8 @@ def _kinds(name: str, inside: bool) -> dict[tuple[str, str], str]:
 
 
 def known_splits(names: Iterable[str]) -> dict[str, str]:
-    """The names of splits among others, by kind; none unless there are `train` and another.
-
-    They are words of `SPLITS`, in any case, with the same before and behind each: `seg_train`, `seg_test`.
-    """
+    """The names of splits among others, by kind: words of `SPLITS` in any case, with the same around each
+    (`seg_train`, `seg_test`); none unless there are `train` and another."""
     families: dict[tuple[str, str], dict[str, str | None]] = {}
     for name in names:
         for around, kind in _kinds(name, inside=True).items():
@@ -208,9 +185,8 @@ def _split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
 def _refuse_splits(root: Path, subfolders: Sequence[Path]) -> None:
     """Refuse folders that are splits, or look like it, as classes; warn where they may be neither."""
     if known := _split_folders(subfolders):
-        these = " and ".join(sub.name for sub in known.values())
-        hint = "expected one of them, or bitlib.datasets.splits(...)"
-        raise ValueError(f"path: {root} holds the splits {these}; {hint}")
+        these = f"{' and '.join(sub.name for sub in known.values())}; expected one of them"
+        raise ValueError(f"path: {root} holds the splits {these}, or bitlib.datasets.splits(...)")
     names = [sub.name for sub in subfolders]
     alike = [set(_kinds(name, inside=False).values()) for name in names]
     kinds = set().union(*alike)
@@ -239,19 +215,17 @@ def _good(where: str, files: Sequence[Path], labels: np.ndarray, class_names: li
         troubles = list(pool.map(trouble, files)) if verify else [""] * len(files)
     good = np.array([not reason for reason in troubles], bool)
     alike: dict[tuple[int, str], list[str]] = {}
-    for reason, file, label in zip(troubles, files, labels, strict=True):
-        if reason:
-            alike.setdefault((label, reason.split(" (")[0]), []).append(f"{file.name}: {reason}")
+    for i in np.flatnonzero(~good).tolist():
+        kind = (labels[i], troubles[i].split(" (")[0])
+        alike.setdefault(kind, []).append(f"{files[i].name}: {troubles[i]}")
     lines = [f"{(~good).sum()} of {len(files)} pictures cannot be read and are left out:"] if alike else []
-    lines += [
-        f"{class_names[n]}: {len(found)}, such as {found[0]}" for (n, _), found in sorted(alike.items())
-    ]
+    lines += [f"{class_names[n]}: {len(each)}, such as {each[0]}" for (n, _), each in sorted(alike.items())]
     full = [class_names[label] for label in np.unique(labels[good])]
-    empty = [name for name in class_names if name not in full]
     fine = np.flatnonzero(good).tolist() if verify else []
     if twice := _copies([files[i] for i in fine], labels[fine].tolist()):
         these = " and ".join(f"{class_names[labels[fine[i]]]}/{files[fine[i]].name}" for i in twice[0][::-1])
         lines.append(f"{len(twice)} pictures are in several classes, such as {these}")
+    empty = [name for name in class_names if name not in full]
     if full and empty:
         lines.append(f"no pictures of {_some(empty)}, which keeps its place among the classes")
     if lines:
@@ -276,15 +250,14 @@ def table(
 
     Args:
         source: a CSV file (UTF-8 or 16; commas, semicolons or tabs; names in its first row), or a DataFrame.
-        columns: names of the columns, `{"path": ..., "label": ..., "split": ...}`; what is left out is
-            looked for by the names in `COLUMNS`.
+        columns: their names, `{"path": ..., "label": ..., "split": ...}`; others are looked for by `COLUMNS`.
         root: the folder that relative paths count from; None for that of the file, or the current one.
 
     Returns:
         the pictures' paths, their labels int64 `[N]`, and the class names: numbers by size, texts sorted.
 
     Raises:
-        FileNotFoundError: there is no such table, or files of it are missing; the message names their rows.
+        FileNotFoundError: there is no such table, or files of it are missing.
         ValueError: it is no such table, a column is missing or not the only one, values are missing or
             fractions, or a picture has two classes; or as `folder`.
 
@@ -330,11 +303,13 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
         names, numbers, cells = _csv(path)
     base = expanded(root, "root") if root not in (None, "") else base
     found = {role: _column(role, columns.get(role), names) for role in COLUMNS}
-    if found["split"] is None:
-        found["split"] = _column_of_splits(names, cells, found)
-    texts = {
-        role: list(map(_text, cells[names.index(name)])) for role, name in found.items() if name is not None
-    }
+    if found["split"] is None:  # the one column, of any name, whose values are those of splits will do
+        others = {name: set(map(_text, column)) for name, column in zip(names, cells, strict=True)}
+        right = [name for name in names if len(others[name]) < 9 and known_splits(others[name])]
+        right = [name for name in right if name not in found.values()]
+        found["split"] = right[0] if len(right) == 1 else None
+    used = {role: cells[names.index(name)] for role, name in found.items() if name is not None}
+    texts = {role: list(map(_text, column)) for role, column in used.items()}
     for role, column in texts.items():
         empty = [f"row {number}" for number, text in zip(numbers, column, strict=True) if not text]
         if empty:
@@ -346,8 +321,9 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
         raise ValueError(f"{where} has no rows; expected one for each picture")
     rows = zip(numbers, files, strict=True)
     if missing := [f"row {row}: {file}" for row, file in rows if not os.path.isfile(file)]:
-        these = f"{len(missing)} of {len(files)} files are missing, {_some(missing)}"
-        raise FileNotFoundError(f"{where}: {these}")
+        raise FileNotFoundError(
+            f"{where}: {len(missing)} of {len(files)} files are missing, {_some(missing)}"
+        )
     labels, class_names = _classes(where, numbers, texts["label"])
     first: dict[str, int] = {}
     splits = texts.get("split", [])
@@ -388,30 +364,13 @@ def _csv(path: Path) -> tuple[list[str], list[int], list[tuple[str, ...]]]:
 def _column(role: str, wanted: str | None, names: Sequence) -> Any:
     """The name of the column for a role; None if there is none for splits and none is wanted."""
     words = COLUMNS[role].split()
-    found = [name for name in names if (_plain(name) in words if wanted is None else name == wanted)]
+    plain = [re.sub(r"[\W_]", "", str(name).casefold()) for name in names]
+    fits = [text in words for text in plain] if wanted is None else [name == wanted for name in names]
+    found = list(itertools.compress(names, fits))
     if len(found) != 1 and (found or wanted is not None or role != "split"):
-        looked = ", ".join(words) if wanted is None else wanted
-        raise ValueError(
-            f'columns: expected one for "{role}" ({looked}), found {_some(found) or None} in {_some(names)}; '
-            f'say which it is, columns={{"{role}": ...}}'
-        )
+        looked = f'expected one for "{role}" ({wanted or ", ".join(words)}), found {_some(found) or None}'
+        raise ValueError(f'columns: {looked} in {_some(names)}; say which it is, columns={{"{role}": ...}}')
     return found[0] if found else None
-
-
-def _plain(name: Any) -> str:
-    return re.sub(r"[\W_]", "", str(name).casefold())
-
-
-def _column_of_splits(names: Sequence, cells: Sequence[Sequence], found: Mapping[str, Any]) -> Any:
-    """The name of the one column whose values are those of splits, if there is one; warns of what may be."""
-    others = [(name, set(map(_text, column))) for name, column in zip(names, cells, strict=True)]
-    others = [(name, values) for name, values in others if name not in found.values()]
-    if len(right := [name for name, values in others if len(values) < 9 and known_splits(values)]) == 1:
-        return right[0]
-    if odd := [name for name, _ in others if _NO_SPLITS.fullmatch(_plain(name))]:
-        expected = "expected a column with values such as train and test"
-        warnings.warn(f"columns: {_some(odd)}, which may mean splits, is not used; {expected}", stacklevel=5)
-    return None
 
 
 def _text(value: Any) -> str:
@@ -434,6 +393,6 @@ def _classes(where: str, numbers: Sequence[int], texts: Sequence[str]) -> tuple[
         if odd := [f"{value} in row {number}" for number, value in rows if not value.is_integer()]:
             raise ValueError(f"{where} has the labels {_some(odd)}; expected whole numbers or names")
         texts = [t if t.isdigit() else str(int(value)) for t, value in zip(texts, values, strict=True)]
-    class_names = _ordered(texts, where)
+    class_names = _ordered(texts)
     places = {name: place for place, name in enumerate(class_names)}
     return np.array([places[text] for text in texts], np.int64), class_names

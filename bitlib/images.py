@@ -15,7 +15,7 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike | bytes | Image | ArrayLike
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "AVIF", "WEBP")
-"""The formats that are opened, by content, whatever the file is called: those of cameras, scanners, browsers
-and data sets, each decoded inside this process by a library that many use. AVIF needs Pillow 11.3. HEIC is
-opened where pillow-heif is installed. Pillow knows thirty more; some start programs, as PostScript does."""
+"""The formats that are opened, by content, whatever a file is called; AVIF by Pillow 11.3, HEIC by
+pillow-heif. Pillow knows thirty more; some start programs, as PostScript does."""
 
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
@@ -49,7 +48,8 @@ decoded side by side as have this many pixels together."""
 MAX_BYTES = 10 * MAX_PIXELS
 """Larger files are refused too: 16 bits of red, green, blue and alpha for each pixel, and metadata."""
 
-_BAND = 1 << 20  # pixels of an array converted at a time, so that no second picture is in memory
+_BAND = 1 << 20  # pixels converted at a time, so that no second picture is in memory
+_EXPECTED = "expected a picture or a folder of pictures"
 _ORIENTATION = 0x0112  # a tag of EXIF
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
@@ -93,11 +93,8 @@ def read(source: Picture) -> np.ndarray:
 
 @contextmanager
 def decoded(source: Picture) -> Iterator[np.ndarray]:
-    """As `read`, for the body of a `with`: until it ends, a file counts as being decoded.
-
-    In many threads, what is made of large pictures in the body takes no more memory than the pictures
-    themselves; see `MAX_PIXELS`. A body must not read another picture.
-    """
+    """As `read`, for the body of a `with`, which must not read another: until it ends, a file counts as being
+    decoded (`MAX_PIXELS`)."""
     from PIL import Image
 
     if isinstance(source, Image.Image):
@@ -115,10 +112,10 @@ def decoded(source: Picture) -> Iterator[np.ndarray]:
     elif hasattr(source, "__array__"):
         with _failing_as("array: cannot be read"):
             array = np.asarray(source)
-        yield _from_array(array, "array")
+        yield _from_array(array)
     else:
-        kind = type(source).__name__
-        raise ValueError(f"source: expected a path, bytes, a PIL image or an array, received {kind}")
+        expected = "a path, bytes, a PIL image or an array"
+        raise ValueError(f"source: expected {expected}, received {type(source).__name__}")
 
 
 def file_size(path: Path) -> int:
@@ -126,8 +123,7 @@ def file_size(path: Path) -> int:
     try:
         status = path.stat()
     except (OSError, ValueError):
-        expected = "expected a picture or a folder of pictures"
-        raise FileNotFoundError(f"{str(path)[:500]}: no such file, {expected}") from None
+        raise FileNotFoundError(f"{str(path)[:500]}: no such file, {_EXPECTED}") from None
     if stat.S_ISDIR(status.st_mode):
         raise ValueError(f"{path}: a folder, expected a picture; bitlib.images.files lists those in a folder")
     if not stat.S_ISREG(status.st_mode):  # a pipe or a device would never end
@@ -204,10 +200,8 @@ def _opened(file, name: str):
 
 def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{name}: {width}×{height} pixels, the limit is {MAX_PIXELS:,} in all")
-    if width * height == 0:
-        raise ValueError(f"{name}: {width}×{height} pixels, expected at least one")
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"{name}: {width}×{height} pixels, the limit is {MAX_PIXELS:,} in all, the least 1")
 
 
 def _from_pil(image, name: str) -> np.ndarray:
@@ -216,18 +210,16 @@ def _from_pil(image, name: str) -> np.ndarray:
     with _failing_as(corrupt):
         image.load()
         orientation = image.getexif().get(_ORIENTATION)
-    width, height = image.size
-    picture = np.empty((height, width, 3), np.uint8)
-    rows = max(1, _BAND // width)
-    for top in range(0, height, rows):
+
+    def levels(top: int, bottom: int) -> np.ndarray:
         with _failing_as(corrupt):
-            levels = _levels(image.crop((0, top, width, min(top + rows, height))))
-        low, high = levels.min(), levels.max()
-        if levels.dtype.kind == "i" and (low < 0 or high > 65535):
+            found = _levels(image.crop((0, top, image.width, bottom)))
+        low, high = found.min(), found.max()
+        if found.dtype.kind == "i" and (low < 0 or high > 65535):
             raise ValueError(f"{name}: grey levels from {low} to {high}, expected [0, 65535]")
-        levels = levels.astype(np.uint16) if levels.dtype.kind == "i" else levels
-        picture[top : top + rows] = _rgb(levels.reshape(*levels.shape[:2], -1), name)
-    _warn_if_dark(picture, levels.dtype, name)
+        return found.astype(np.uint16) if found.dtype.kind == "i" else found
+
+    picture = _banded(levels, image.size, name)
     if orientation in (5, 6, 7, 8):
         picture = picture.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -238,7 +230,7 @@ def _from_pil(image, name: str) -> np.ndarray:
 
 
 def _levels(image) -> np.ndarray:
-    """A PIL image of any mode as levels: grey `[h, w]` where it has more than 8 bits, or RGB `[h, w, 3]`."""
+    """A PIL image of any mode as levels: grey `[h, w]` if of more than 8 bits, else RGB `[h, w, 3]`."""
     from PIL import Image
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -250,30 +242,29 @@ def _levels(image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _from_array(array: np.ndarray, name: str) -> np.ndarray:
-    if array.ndim == 2:
-        array = array[..., None]
+def _from_array(array: np.ndarray) -> np.ndarray:
+    array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        raise ValueError(
-            f"{name}: expected shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], received {array.shape}"
-            + "; channels come last: array.transpose(1, 2, 0)" * first
-        )
-    height, width = array.shape[:2]
-    _check_size((width, height), name)
+        received = f"{array.shape}" + "; channels come last: array.transpose(1, 2, 0)" * first
+        raise ValueError(f"array: expected shape [H, W] or [H, W, 1, 3 or 4], received {received}")
+    size = array.shape[1::-1]
+    _check_size(size, "array")
+    return _banded(lambda top, bottom: array[top:bottom], size, "array")
+
+
+def _banded(levels: Callable[[int, int], np.ndarray], size: tuple[int, int], name: str) -> np.ndarray:
+    """A picture, uint8 `[H, W, 3]`, made of the levels between two of its rows at a time."""
+    width, height = size
     picture = np.empty((height, width, 3), np.uint8)
     rows = max(1, _BAND // width)
     for top in range(0, height, rows):
-        picture[top : top + rows] = _rgb(array[top : top + rows], name)
-    _warn_if_dark(picture, array.dtype, name)
-    return picture
-
-
-def _warn_if_dark(picture: np.ndarray, dtype: np.dtype, name: str) -> None:
-    """Warn of 16-bit levels none of which is above 255: meant as 8-bit ones, or the picture is black."""
-    if dtype == np.uint16 and picture.max() <= 1:
+        band = levels(top, min(top + rows, height))
+        picture[top : top + rows] = _rgb(band.reshape(*band.shape[:2], -1), name)
+    if band.dtype == np.uint16 and picture.max() <= 1:
         hint = "if they are in [0, 255], pass uint8"
         warnings.warn(f"{name}: 16-bit levels in [0, 65535], none above 255; {hint}", stacklevel=2)
+    return picture
 
 
 def _rgb(levels: np.ndarray, name: str) -> np.ndarray:
@@ -341,7 +332,7 @@ def resize(image: np.ndarray, size: tuple[int, ...], antialias: bool = False) ->
     Args:
         image: `[..., H, W, C]` of any dtype.
         size: height and width of the result.
-        antialias: average over dropped pixels when shrinking.
+        antialias: as of `prepare`.
 
     Returns:
         float32 `[..., *size, C]`, in the range of the image.
@@ -351,28 +342,22 @@ def resize(image: np.ndarray, size: tuple[int, ...], antialias: bool = False) ->
             continue
         taps, weights = _taps(image.shape[axis], length, antialias)
         if taps.shape[1] < 8:
-            channels = np.ones(image.shape[-1] if axis == -2 else 1, np.float32)  # short axes are slow
-            columns = weights.T.reshape(-1, length, *[1] * (-1 - axis)) * channels
-            parts = [image.take(tap, axis).astype(np.float32, copy=False) for tap in taps.T]
-            for part, column in zip(parts, columns, strict=True):
-                part *= column
-            image = functools.reduce(operator.iadd, parts)
+            columns = weights.T.reshape(-1, length, *[1] * (image.ndim - 1))
+            image = sum(image[tap] * weight for tap, weight in zip(taps.T, columns, strict=True))
         else:  # a large picture becomes small: sums by BLAS
-            lines = np.moveaxis(image, axis, 0)
-            sums = zip(weights, taps, strict=True)
-            image = np.stack([np.tensordot(weight, lines[tap].astype("f4"), 1) for weight, tap in sums], axis)
+            lines = (image[tap].astype(np.float32) for tap in taps)
+            image = np.stack([np.tensordot(*each, 1) for each in zip(weights, lines, strict=True)])
+        image = np.moveaxis(image, 0, axis)
     return np.ascontiguousarray(image, np.float32)
 
 
 def _taps(size: int, length: int, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
     """Which pixels of a line of `size` each of `length` new ones is made of, and how much: `[length, taps]`.
 
-    In float32, as TensorFlow computes: of a picture 4000 pixels wide, float64 would be 0.06 grey levels away.
+    In float32, as TensorFlow computes: in 4000 pixels, float64 would be 0.06 grey levels away.
     """
-    one = np.float32(1)
-    scale = (
-        one / (np.float32(length) / np.float32(size)) if antialias else np.float32(size) / np.float32(length)
-    )
+    one, old, new = np.asarray([1, size, length], np.float32)
+    scale = one / (new / old) if antialias else old / new
     centres = (np.arange(length, dtype=np.float32) + one / 2) * scale - one / 2
     radius = max(scale, one) if antialias else one
     taps = np.ceil(centres - radius)[:, None] + np.arange(int(2 * radius) + 2, dtype=np.float32)
@@ -385,9 +370,8 @@ def _taps(size: int, length: int, antialias: bool) -> tuple[np.ndarray, np.ndarr
 def pixels(side: int, name: str) -> int:
     """A side of a picture for a network, checked. Raises: ValueError, which begins with `name`."""
     most = int(MAX_PIXELS**0.5)
-    return check_whole(
-        name, side, most, SMALLEST, f"at least {SMALLEST} pixels, a whole number, at most {most}"
-    )
+    expected = f"at least {SMALLEST} pixels, a whole number, at most {most}"
+    return check_whole(name, side, most, SMALLEST, expected)
 
 
 def batch(sources: Iterable[Picture] | Picture, card: Card, resolution: int | None = None) -> np.ndarray:
@@ -424,9 +408,7 @@ def _separate(sources) -> Iterable:
     single = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
     is_table = hasattr(sources, "columns")  # of pandas
     if len(shape) == 2 and max(shape) > 4 * min(shape) > 0 and not is_table:
-        warnings.warn(
-            f"sources: {shape} is taken for one grey picture, not for rows of numbers", stacklevel=3
-        )
+        warnings.warn(f"sources: {shape} is taken for one grey picture, not for rows", stacklevel=3)
     if (single or len(shape) in (0, 2) or (len(shape) == 3 and shape[-1] in (1, 3, 4))) and not is_table:
         return [sources]
     if len(shape) == 3 and shape[0] in (3, 4):
@@ -453,30 +435,22 @@ def files(folder: str | os.PathLike) -> list[Path]:
 def directory(path: str | os.PathLike) -> Path:
     """A folder that exists, its `~` expanded. Raises: FileNotFoundError."""
     if not isinstance(path, (str, os.PathLike)) or not os.path.isdir(folder := os.path.expanduser(path)):
-        expected = "expected a picture or a folder of pictures"
-        raise FileNotFoundError(f"{str(path)[:500]}: no such folder, {expected}")
+        raise FileNotFoundError(f"{str(path)[:500]}: no such folder, {_EXPECTED}")
     return Path(folder)
 
 
 def listed(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The subfolders and the files of a folder, each sorted, without those that systems and programs leave.
-
-    Raises:
-        ValueError: the folder cannot be listed.
-    """
+    """The subfolders and the files of a folder, each sorted, less what systems leave. Raises: ValueError."""
     with _failing_as(f"{folder}: cannot be listed"), os.scandir(folder) as entries:
-        is_folder = {Path(entry): entry.is_dir() for entry in entries if not _SYSTEMS.fullmatch(entry.name)}
-    found = sorted(is_folder)
-    return [path for path in found if is_folder[path]], [path for path in found if not is_folder[path]]
+        found = sorted((Path(each), each.is_dir()) for each in entries if not _SYSTEMS.fullmatch(each.name))
+    return [path for path, inner in found if inner], [path for path, inner in found if not inner]
 
 
 def walk(folder: Path) -> list[Path]:
-    """Every file that `listed` gives in a folder and those below it, sorted by path.
-
-    Links are followed, but not to folders that this one is in; one that several lead to is taken once.
-    """
+    """Every file that `listed` gives in a folder and those below it, sorted by path; of links, each once."""
     found: list[Path] = []
-    waiting, seen = [folder], {os.path.realpath(parent) for parent in folder.absolute().parents}
+    seen = set(map(os.path.realpath, folder.absolute().parents))  # where links may lead back
+    waiting = [folder]
     while waiting:
         place = waiting.pop()
         if (real := os.path.realpath(place)) not in seen:

@@ -4,8 +4,6 @@ What is written follows the reusable SavedModel interface of TF2
 (https://www.tensorflow.org/hub/reusable_saved_models): `__call__(inputs, training)`, `variables`,
 `trainable_variables`, `regularization_losses`, and a signature, `serving_default`. Keras' own
 `model.export` writes the signature only; `hub.KerasLayer(..., trainable=True)` cannot train that.
-
-What writes the files of other formats has a module of its own, which `export` calls.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Largest difference between a port and the float64 reference, as a share of the logits' scale."""
 
-
 _OPTIONS = {
     "tf_saved_model": {"freeze", "jit_compile", "serving_bytes", "top", "stages"},
     "onnx": {"uint8", "batch_shape"},
@@ -46,8 +43,7 @@ _SUFFIXES = {".onnx": "onnx", ".tflite": "litert"}
 _OTHERS = {
     ".keras": "model.save writes such a file",
     ".h5": "model.save_weights writes a file of this kind, called .weights.h5",
-    ".npz": "bitlib.checkpoint.save writes such a file",
-    ".safetensors": "bitlib.checkpoint.save writes such a file",
+    **dict.fromkeys((".npz", ".safetensors"), "bitlib.checkpoint.save writes such a file"),
 }
 """Files that are no exports, and how to write them."""
 
@@ -68,37 +64,33 @@ def export(
         model: a `bitlib.model.BiT`, as `bitlib.load` gives.
         directory: the folder to write, or the file; its parents are made. An earlier SavedModel or file there
             is replaced once the new one is complete.
-        input_range: what callers will feed: `(-1, 1)`, or `(0, 1)` as the `google/bit` hub modules
-            take it; the conversion is then part of the graph.
+        input_range: what callers will feed: `(-1, 1)`, or `(0, 1)` as the `google/bit` hub modules take it;
+            the conversion is then part of the graph.
         freeze: write for inference only: weights become constants, kernels already standardised, and the
             halves of a batch are computed side by side.
-        jit_compile: have XLA compile every GroupNorm of a frozen model. It is faster again on CPUs; each new
-            shape of images costs a second or two when it is first seen, and whatever runs the SavedModel
-            must have XLA, as TensorFlow itself has.
+        jit_compile: have XLA compile every GroupNorm of a frozen model: faster again on CPUs, after a second
+            or two for each new shape of images; what runs the SavedModel must have XLA, as TensorFlow has.
         format: `"tf_saved_model"`, `"onnx"` or `"litert"`, as `keras.Model.export` names them; None for that
             of the suffix, `.onnx` or `.tflite`, and a SavedModel where there is none.
-        options: by name. Of ONNX and LiteRT: as `bitlib.onnx.write` and `bitlib.litert.write` take them. Of a
-            SavedModel:
+        options: of ONNX and LiteRT as `bitlib.onnx.write` and `bitlib.litert.write` take them; of SavedModels
             `serving_bytes=True` adds a second signature of this name, from files of pictures to the `top` (5)
-            likeliest classes, with the preprocessing of the model's card; see `bitlib.serving.signature`.
-            `stages=True` writes feature maps for detectors and segmenters instead: the signature gives `root`
-            and `block1` to `block4`, float32 `[N, h, w, C]` at strides 4, 4, 8, 16 and 32, and a call gives
-            the dictionary of them. It trains like any reusable SavedModel.
+            likeliest classes, as `bitlib.serving.signature`. `stages=True` writes feature maps for detectors
+            and segmenters instead: signature and call give a dictionary of `root` and `block1` to `block4`,
+            float32 `[N, h, w, C]` at strides 4, 4, 8, 16 and 32.
 
     Returns:
         The folder, or file. Its signature takes `inputs`, float32 `[N, H, W, 3]`, and gives `logits`
         `[N, classes]`, or `features` `[N, C]` for a model without a head. Images far beyond `input_range`, or
         smaller than 32 pixels, are an error; of a file, the output is NaN. In a folder lies a model card,
-        `README.md`: what it is, where its weights came from, how to feed and load it.
+        `README.md`.
 
     Raises:
         TypeError: `model` is not a BiT.
-        ValueError: `format` or `input_range` is none of the above; the suffix is of another format; an option
-            is not one of the format's; `jit_compile` without `freeze`, `stages` beside `freeze` or
-            `serving_bytes`; or as `bitlib.serving.check`, `bitlib.onnx.write`, `bitlib.litert.write`.
+        ValueError: an argument is none of the above; the suffix or an option is of another format;
+            `jit_compile` without `freeze`, `stages` beside `freeze` or `serving_bytes`; or as
+            `bitlib.serving.check`, `bitlib.onnx.write`, `bitlib.litert.write`.
         ImportError: the format needs a package that is not installed.
-        FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's: a file of
-            yours, or a README.md that is not such a model card.
+        FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's.
         IsADirectoryError: `directory` is a folder, and the format a file.
     """
     checkpoint.check_model(model)
@@ -110,14 +102,7 @@ def export(
 
 
 def _write(
-    model: BiT,
-    directory: Path,
-    input_range: tuple[float, float],
-    freeze: bool,
-    jit_compile: bool,
-    serving_bytes: bool = False,
-    top: int = 5,
-    stages: bool = False,
+    model: BiT, directory, input_range, freeze, jit_compile, serving_bytes=False, top=5, stages=False
 ) -> Path:
     from bitlib import graphs, serving
 
@@ -137,14 +122,7 @@ def _write(
 def write(
     module: tf.Module, signatures: dict[str, Callable], directory: str | os.PathLike, card: str = ""
 ) -> Path:
-    """Write a module with its signatures, and a model card if there is any, as `export` does.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileExistsError: as `export`.
-    """
+    """Write a module with its signatures, and a model card if there is any, as `export`."""
     import tensorflow as tf
 
     from bitlib import graphs
@@ -172,10 +150,11 @@ def _check(
     format = _SUFFIXES.get(suffix, "tf_saved_model") if format is None else format
     if not isinstance(format, str) or format not in _OPTIONS:
         raise ValueError(f"format: expected one of {', '.join(_OPTIONS)}, received {format!r}")
-    given = {*options, *(["freeze"] if freeze else []), *(["jit_compile"] if jit_compile else [])}
-    if unknown := sorted(given - _OPTIONS[format]):
-        takes = ", ".join(sorted(_OPTIONS[format]))
-        raise ValueError(f"{unknown[0]}: no option of format {format!r}, which takes {takes}")
+    given = {*options, *(name for name in ("freeze", "jit_compile") if flags[name])}
+    if unknown := sorted(given - (known := _OPTIONS[format])):
+        raise ValueError(
+            f"{unknown[0]}: no option of format {format!r}, which takes {', '.join(sorted(known))}"
+        )
     foreign = suffix and suffix not in _SUFFIXES and suffix in " ".join(zoo.FOREIGN).split()
     if _SUFFIXES.get(suffix, format) != format or suffix in _OTHERS or foreign:
         written = f"bitlib.export(..., format={_SUFFIXES.get(suffix)!r}) writes such a file"
@@ -198,10 +177,8 @@ def _check(
 def _check_replaceable(directory: str | os.PathLike) -> None:
     """Raise FileExistsError unless an export may be written there."""
     directory = Path(directory)
-    reason = "is a file, not a SavedModel" if directory.is_file() else None
-    if directory.is_dir():
-        reason = _holds_others_files(directory)
-    if reason:
+    reason = _holds_others_files(directory) if directory.is_dir() else "is a file, not a SavedModel"
+    if reason and directory.exists():
         raise FileExistsError(f"directory: {directory} {reason}; choose another folder")
 
 
@@ -227,15 +204,8 @@ def _holds_others_files(directory: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Ported:
-    """One SavedModel that `port_all` wrote.
-
-    Attributes:
-        name: of the checkpoint.
-        folder: where it is.
-        output: `logits` or `features`.
-        size: of the folder, in bytes.
-        difference: from the float64 reference, as a share of its scale.
-    """
+    """One SavedModel that `port_all` wrote: the name of its checkpoint, its folder, its output (`logits` or
+    `features`), its size in bytes, and the difference from the float64 reference as a share of its scale."""
 
     name: str
     folder: Path
@@ -252,10 +222,9 @@ def port_all(
 ) -> Iterator[Ported]:
     """Port a list of checkpoints into a folder tree that mirrors TensorFlow Hub's.
 
-    A hub handle gives the module of that handle, in the folder of that name. A collection gives all its
-    members. Any other name or file gives a classifier and a feature extractor: where there were handles
-    of them in their folders and with their input range, else in `<name>/classifier/1` and
-    `<name>/features/1`, for inputs in [-1, 1]. Names and folders are looked up before the first is written.
+    A hub handle gives the module of that handle, in the folder of that name; a collection, all its members.
+    Any other name or file gives a classifier and a feature extractor: in the folders and with the input range
+    of their handles if there were any, else in `<name>/classifier/1` and `<name>/features/1`, for [-1, 1].
 
     Args:
         sources: as for `bitlib.load`, and names of collections.
@@ -266,7 +235,7 @@ def port_all(
         What was written, one by one, each checked as by `port`.
 
     Raises:
-        ValueError, FileExistsError: a name is unknown, or as `export`.
+        ValueError, FileExistsError: a name is unknown, or as `export`; before anything is written.
         CheckpointError: as `port`; what was written before stays.
     """
     targets = [target for source in sources for target in _targets(source)]
@@ -323,10 +292,8 @@ def _checked(source: Source, head) -> tuple[BiT, float]:
 
         context().clear_kernel_cache()  # what the comparison has compiled for its shapes: 10 MB
     if not difference <= TOLERANCE:
-        raise CheckpointError(
-            f"{source.path}: the ported model differs from the NumPy reference by {difference:.1e} of the "
-            f"logits' scale, expected at most {TOLERANCE:.0e}"
-        )
+        found = f"{difference:.1e} of the logits' scale, expected at most {TOLERANCE:.0e}"
+        raise CheckpointError(f"{source.path}: the ported model differs from the NumPy reference by {found}")
     return model, difference
 
 
@@ -349,13 +316,8 @@ def port(
         input_range: as for `export`; None for that of the old module if `source` is a hub handle, and
             [-1, 1] otherwise. A file that takes `uint8` has none.
 
-    Returns:
-        The folder of the SavedModel, or the file.
-
-    Raises:
-        ValueError, FileExistsError: as `export`.
-        CheckpointError: as `bitlib.checkpoint.read`; or the port differs from the float64 reference
-            by more than `TOLERANCE`, in which case nothing is written.
+    Returns and raises as `export`; and CheckpointError as `bitlib.checkpoint.read`, or if the port differs
+    from the float64 reference by more than `TOLERANCE`. Then nothing is written.
     """
     format = _check(directory, input_range or (-1, 1), freeze, jit_compile, format, options)
     found = checkpoint.find(source)

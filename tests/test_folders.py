@@ -755,15 +755,6 @@ class TestTables:
         _, test, _ = datasets.splits(written(pictures / "x.csv", rows, ("path", "label", column)))
         assert sorted(int(file.stem) for file in test[0]) == [3, 7, 11]
 
-    @pytest.mark.parametrize("column", ["set", "is_train", "Is Valid", "fold", "k-fold"])
-    @pytest.mark.parametrize("door", [datasets.labelled, datasets.splits])
-    def test_a_column_that_may_mean_splits(self, pictures, door, column):
-        rows = [(*row, index % 2) for index, row in enumerate(ROWS)]
-        with pytest.warns(
-            UserWarning, match=f"^columns: {column}, which may mean splits, is not used; expected"
-        ):
-            door(written(pictures / "x.csv", rows, ("path", "label", column)))
-
     def test_without_it_they_are_drawn(self, pictures):
         path = written(pictures / "x.csv", ROWS)
         train, test, _ = datasets.splits(path, shots=2, num_test=3, seed=1)
@@ -788,14 +779,6 @@ class TestTables:
             check_table(
                 datasets.labelled(written(pictures / "x.csv", [*ROWS, ROWS[3], ("./images/0.png", "owl")]))
             )
-
-    @pytest.mark.parametrize(("one", "other"), [("Cat", "cat"), ("01", "1")])
-    def test_names_that_are_nearly_the_same(self, pictures, one, other):
-        with pytest.warns(UserWarning, match=f"{one}, {other} are taken as different classes"):
-            datasets.labelled(written(pictures / "x.csv", [("images/0.png", one), ("images/1.png", other)]))
-        classes(pictures / "folder", [one, other])
-        with pytest.warns(UserWarning, match=f"{one}, {other} are taken as different classes"):
-            check(datasets.folder(pictures / "folder"), [one, other], (3, 3))
 
     @pytest.mark.parametrize("kind", ["csv", "frame"])
     @pytest.mark.parametrize(
