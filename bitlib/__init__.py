@@ -1,8 +1,4 @@
-"""Learn, port and use BiT (Big Transfer) image models.
-
-`import bitlib` loads neither TensorFlow nor Keras: what needs them is imported when first used
-(PEP 562), so looking something up in the catalogue takes milliseconds.
-"""
+"""Learn, port and use BiT (Big Transfer) image models; Keras is imported when first needed (PEP 562)."""
 
 import importlib
 import importlib.abc
@@ -12,31 +8,11 @@ import warnings
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "CheckpointError": "checkpoint",
-    "load": "checkpoint",
-    "export": "savedmodel",
-    "port": "savedmodel",
-}
+_HOMES = {"CheckpointError": "checkpoint", "load": "checkpoint", "export": "savedmodel", "port": "savedmodel"}
 _MODULES = (
-    "augment",
-    "checkpoint",
-    "datasets",
-    "distill",
-    "features",
-    "finetune",
-    "hyperrule",
-    "images",
-    "jaxport",
-    "labels",
-    "litert",
-    "model",
-    "patience",
-    "plots",
-    "reference",
-    "savedmodel",
-    "zoo",
-)
+    "augment", "checkpoint", "datasets", "distill", "features", "finetune", "hyperrule", "images", "jaxport",
+    "labels", "litert", "model", "patience", "plots", "reference", "savedmodel", "zoo",
+)  # fmt: skip
 _MOVED = {
     "digests": "writing",
     "glyphs": "tasks",
@@ -84,10 +60,8 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
                 try:
                     execute(module)
                 except ModuleNotFoundError as error:
-                    other = (
-                        "; KERAS_BACKEND=tensorflow, jax or torch, set before Python starts, names another"
-                    )
-                    raise ImportError(f"Keras needs {_advice(error)}{other}") from None
+                    other = "KERAS_BACKEND=tensorflow, jax or torch, set before Python starts, names another"
+                    raise ImportError(f"Keras needs {_advice(error)}; {other}") from None
                 importlib.import_module("bitlib.model")
 
             vars(spec.loader)["exec_module"] = import_both
@@ -97,9 +71,8 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
 def _advice(error: ModuleNotFoundError) -> str:
     """The package that is not installed, and, of a backend, what brings it."""
     package = str(error.name).partition(".")[0]
-    brings = (
-        f"; pip install 'bitlib[{package}]' brings it" if package in ("tensorflow", "jax", "torch") else ""
-    )
+    is_backend = package in ("tensorflow", "jax", "torch")
+    brings = f"; pip install 'bitlib[{package}]' brings it" if is_backend else ""
     return f"{package}, which is not installed{brings}"
 
 

@@ -1,9 +1,8 @@
 """Files of arrays, `.npz` and `.safetensors`: opened, checked and read one array at a time; written back.
 
 A published BiT is a zip with one `.npy` for each array. A `.safetensors` has the names of timm or
-transformers, and no code in it: a header of names, dtypes, shapes and places, then the numbers. Everything
-that can be wrong with such a file is found here, before a model is touched, and reported with the name of the
-array.
+transformers: a header of names, dtypes, shapes and places, then the numbers. Whatever is wrong with a file is
+found here, before a model is touched, and reported with the name of the array.
 """
 
 from __future__ import annotations
@@ -31,18 +30,12 @@ from bitlib.writing import replacing
 
 _NUMBERED = re.compile(r"\b(standardized_conv2d|group_norm|conv2d)_\d+(?=/)")
 
-_DIRECTORY = 1 << 20
-"""Bytes that the directory of a zip may take, and so its number of members: the largest BiT needs 60 000."""
-
-_HEADER = 10_000
-"""Bytes of a `.npy` in which its header must end; NumPy writes 128."""
-
-_DEFLATE = 1040
-"""Larger than any ratio that deflate reaches: about 1032."""
-
-_PLAUSIBLE = 20, 128 << 20
-"""All arrays take at most so many times the bytes of the file, and so many more: weights hardly compress."""
-
+_DIRECTORY = 1 << 20  # bytes that the directory of a zip may take: that of the largest BiT takes 60 kB
+_HEADER = 10_000  # bytes of a `.npy` in which its header must end; NumPy writes 128
+_DEFLATE = 1040  # larger than any ratio that deflate reaches: about 1032
+_PLAUSIBLE = 20, 128 << 20  # times the file's bytes, and as many more: what all arrays take at most
+_TORCH_HEADER = 4 << 20  # bytes that the header of a `.safetensors` may take: of the largest BiT, 100 kB
+_TORCH_FLOATS = ("F16", "F32", "F64")
 
 _TORCH = {
     "timm": ("stem.conv.weight", "stages.{}.blocks.{}", "norm", "head.fc"),
@@ -51,11 +44,6 @@ _TORCH = {
     ),
 }  # fmt: skip
 """By library, the names of the first kernel (which tells them apart), a unit, the last norm and the head."""
-
-_TORCH_HEADER = 4 << 20
-"""Bytes that the header of a `.safetensors` may take: that of the largest BiT takes 100 kB."""
-
-_TORCH_FLOATS = ("F16", "F32", "F64")
 
 
 def require_finite(name: str, array: np.ndarray) -> None:
@@ -89,7 +77,7 @@ class Arrays(Mapping):
 
 
 class _Limited(io.BufferedReader):
-    """A file that refuses to be read in one large piece: zipfile asks for its whole directory only."""
+    """A file that is not read in one large piece: zipfile asks for its whole directory only."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > _DIRECTORY:
@@ -98,10 +86,7 @@ class _Limited(io.BufferedReader):
 
 
 class Archive(Arrays):
-    """The arrays of an open `.npz` by name, each read from disk and checked when asked for.
-
-    Names, shapes, dtypes and sizes of all of them have been checked on opening: the file can hold them.
-    """
+    """The arrays of an open `.npz`, each read when asked for; all but their values is checked on opening."""
 
     def __init__(self, file: zipfile.ZipFile):
         self._file, self.note = file, file.comment
@@ -111,9 +96,8 @@ class Archive(Arrays):
             if not member.filename.endswith(".npy"):
                 raise CheckpointError(f"{member.filename}: unexpected, not an array (.npy)")
             name = _NUMBERED.sub(r"\1", member.filename.removesuffix(".npy"))
-            if name in self._members:
-                both = f"{self._members[name].filename} and {member.filename}"
-                raise CheckpointError(f"{name}: duplicate, found as {both}")
+            if (other := self._members.get(name)) is not None:
+                raise CheckpointError(f"{name}: duplicate, found as {other.filename} and {member.filename}")
             self._members[name] = member
         if not self._members:
             raise CheckpointError("the archive is empty, expected the arrays of a BiT")
@@ -131,12 +115,13 @@ class Archive(Arrays):
         assert stream is not None  # it is open
         by_place = sorted(self._members.items(), key=lambda item: item[1].header_offset, reverse=True)
         for name, member in by_place:
+            method = member.compress_type
             if member.flag_bits & 0x2061:  # encrypted, in one of three ways, or a patch of another file
                 raise CheckpointError(f"{name}: encrypted, expected plain data")
-            method, stored = member.compress_type, member.compress_type == zipfile.ZIP_STORED
             if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                expected = "expected stored (0) or deflated (8)"
-                raise CheckpointError(f"{name}: compression method {method}, {expected}")
+                raise CheckpointError(
+                    f"{name}: compression method {method}, expected stored (0) or deflated (8)"
+                )
             with _errors_of(name):
                 stream.seek(member.header_offset)
                 name_length, extra_length = struct.unpack("<26x2H", stream.read(30))
@@ -145,34 +130,25 @@ class Archive(Arrays):
                     raise ValueError(f"its data end at byte {end}, but what follows begins at {following}")
                 following = member.header_offset
                 size, declared = member.compress_size, member.file_size
-                largest = size * (1 if stored else _DEFLATE)
-                if declared > largest or (stored and declared != largest):
+                if declared > _DEFLATE * size or (method == zipfile.ZIP_STORED and declared != size):
                     raise ValueError(f"{size} bytes in the file cannot hold the {declared} declared")
         size = os.fstat(stream.fileno()).st_size
         declared = sum(member.file_size for member in self._members.values())
-        times, more = _PLAUSIBLE
-        if declared > times * size + more:
-            raise CheckpointError(
-                f"a file of {size} bytes that declares arrays of {declared}, expected weights, which hardly "
-                "compress; save them uncompressed if they are what you want"
-            )
+        if declared > _PLAUSIBLE[0] * size + _PLAUSIBLE[1]:
+            expected = "expected weights, which hardly compress; save them uncompressed"
+            raise CheckpointError(f"a file of {size} bytes declares arrays of {declared}; {expected}")
 
     def _read_header(self, name: str, member: zipfile.ZipInfo) -> tuple[int, ...]:
         with self._file.open(member) as stream:
             start = io.BytesIO(stream.read(_HEADER))
         version = np.lib.format.read_magic(start)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(start)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(start)
-        else:
+        if version not in ((1, 0), (2, 0)):
             raise CheckpointError(f"{name}: .npy version {version}, expected (1, 0) or (2, 0)")
-        if dtype.hasobject:
-            raise CheckpointError(
-                f"{name}: a pickled array (dtype object), expected float32; never unpickled"
-            )
+        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, _, dtype = read(start)
         if dtype.newbyteorder("=") != np.float32:
-            raise CheckpointError(f"{name}: expected dtype float32, found {dtype}")
+            never = " (a pickled array, never unpickled)" if dtype.hasobject else ""
+            raise CheckpointError(f"{name}: expected dtype float32, found {dtype}{never}")
         if not all(size > 0 for size in shape):
             raise CheckpointError(f"{name}: shape {shape}, expected positive sizes")
         stored, declared = member.file_size - start.tell(), dtype.itemsize * math.prod(shape)
@@ -199,7 +175,7 @@ def _errors_of(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's parser of headers raise some twenty kinds
         plain = isinstance(error, (zipfile.BadZipFile, zlib.error, ValueError))
-        reason = str(error) if plain else repr(error)
+        reason = error if plain else repr(error)
         raise CheckpointError(f"{name}: corrupt or truncated ({reason})") from error
 
 
@@ -233,14 +209,10 @@ class Tensors(Arrays):
         self._theirs, self.shapes = {}, {}
         for theirs in file.keys():  # noqa: SIM118
             ours, found = published.get(theirs, theirs), file.get_slice(theirs)
-            if found.get_dtype() not in _TORCH_FLOATS:
-                expected = f"expected one of {', '.join(_TORCH_FLOATS)}"
-                raise CheckpointError(f"{theirs}: {expected}, found {found.get_dtype()}")
-            shape = tuple(found.get_shape())
-            if ours.endswith("/kernel") and len(shape) in (
-                2,
-                4,
-            ):  # 2: a linear layer
+            dtype, shape = found.get_dtype(), tuple(found.get_shape())
+            if dtype not in _TORCH_FLOATS:
+                raise CheckpointError(f"{theirs}: expected one of {', '.join(_TORCH_FLOATS)}, found {dtype}")
+            if ours.endswith("/kernel") and len(shape) in (2, 4):  # 2: a linear layer
                 out, into, *size = shape
                 shape = (*(size or (1, 1)), into, out)
             self._theirs[ours], self.shapes[ours] = theirs, shape
@@ -274,7 +246,7 @@ def _safetensors(path: Path) -> Iterator[Tensors]:
 
 def _library():
     try:
-        import safetensors
+        import safetensors.numpy
     except ImportError:
         reason = "safetensors: the package is not installed; pip install 'bitlib[safetensors]' brings it"
         raise ImportError(reason) from None
@@ -348,12 +320,9 @@ def read_note(path: str | os.PathLike) -> dict:
     if not text.startswith(b'{"%s":' % NOTE.encode()):
         return {}
     try:
-        note = json.loads(text)[NOTE]
-        if not isinstance(note, dict):
-            raise ValueError("not a dictionary")
-    except (ValueError, RecursionError) as error:
+        return {**json.loads(text)[NOTE]}
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the note that it carries is damaged ({error})") from error
-    return note
 
 
 def write(path: str | os.PathLike, arrays: Mapping, note: Mapping | None = None) -> Path:
@@ -364,8 +333,7 @@ def write(path: str | os.PathLike, arrays: Mapping, note: Mapping | None = None)
     Args:
         path: where to; replaced only once the new file is complete. Its suffix says which.
         arrays: by name; whatever NumPy can convert, one after the other.
-        note: what `read_note` will give back: JSON that fits into the comment of a zip, 65535 bytes. One
-            that does not fit loses its `class_names`.
+        note: JSON for `read_note`; one beyond 65535 bytes, a zip's comment, loses its `class_names`.
     """
     path = Path(path)
     comment = json.dumps({NOTE: note}) if note else ""
@@ -383,16 +351,13 @@ def write(path: str | os.PathLike, arrays: Mapping, note: Mapping | None = None)
 
 
 def _write_safetensors(path: Path, arrays: Mapping, note: str) -> Path:
-    _library()
-    from safetensors.numpy import save_file
-
     renamed = {}
     for name, values in arrays.items():
         array = np.asarray(values, np.float32)
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
         renamed[torch_names("timm")[name]] = np.ascontiguousarray(array)
     with replacing(path) as temporary:
-        save_file(renamed, temporary, {"format": "pt"} | ({"bitlib": note} if note else {}))
+        _library().numpy.save_file(renamed, temporary, {"format": "pt"} | ({"bitlib": note} if note else {}))
         with temporary.open("r+b") as file:  # put in order the metadata, which has another one each time
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))

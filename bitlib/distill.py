@@ -1,8 +1,8 @@
 """Function matching, "A good teacher is patient and consistent" (arXiv 2106.05237, section 3): a student
 learns to compute what a teacher computes, from pictures without labels.
 
-It is fine-tuning but for four things, which are all that this module adds: the loss is between two networks,
-MixUp is at its strongest, the rate follows a cosine, and Adam with decoupled weight decay takes the steps.
+It is fine-tuning but for four things: the loss is between two networks, MixUp is at its strongest, the rate
+follows a cosine, and Adam with decoupled weight decay takes the steps.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from bitlib import finetune, loop, ops
 from bitlib.examples import prepare, takes_context
 from bitlib.hyperrule import Plan
+from bitlib.inputs import check_whole
 from bitlib.model import BiT
 from bitlib.resume import History
 
@@ -53,15 +54,12 @@ def plan(
         learning_rate: of the first step.
         random_flip, random_crop: whether to mirror and crop at random.
 
-    Raises:
-        ValueError: a number is out of range.
+    Raises: ValueError, if a number is out of range.
     """
-    resize = crop * 8 // 7 if resize is None else resize
-    for name, value, least in (("crop", crop, 32), ("steps", steps, 1), ("batch_size", batch_size, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected a whole number, at least {least}, received {value!r}")
-    if not isinstance(resize, int) or resize < crop:
-        raise ValueError(f"resize: expected a whole number, at least crop, {crop}, received {resize!r}")
+    crop = check_whole("crop", crop, least=32)
+    resize = check_whole("resize", crop * 8 // 7 if resize is None else resize, least=crop)
+    check_whole("steps", steps)
+    check_whole("batch_size", batch_size)
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate: expected a positive number, received {learning_rate!r}")
     return Matching(
@@ -83,12 +81,8 @@ def plan(
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher ‖ student) of the softmax of logits over temperature (section 3, equation 1).
 
-    Args:
-        teacher, student: logits, float `[N, classes]`.
-        temperature: above 1, unlikely classes count for more.
-
-    Returns:
-        float `[N]`, in nats.
+    From logits, float `[N, classes]`, to float `[N]`, in nats. Above a temperature of 1, unlikely classes
+    count for more.
     """
     known = keras.ops.log_softmax(teacher / temperature)
     learnt = keras.ops.log_softmax(student / temperature)
@@ -121,22 +115,18 @@ def match(
     Args:
         teacher, student: any Keras models from images float `[N, H, W, 3]` in [-1, 1] to logits
             `[N, classes]`, of the same classes.
-        images: float `[N, H, W, 3]` in [-1, 1]; or all else that `bitlib.finetune.fit` takes. Labels are not
-            looked at.
+        images: float `[N, H, W, 3]` in [-1, 1]; or what else `bitlib.finetune.fit` takes, without its labels.
         validation: images and labels as `bitlib.finetune.fit` takes them, to follow the student's accuracy.
         temperature: of `divergence`.
         weight_decay: of AdamW, relative to the rate.
-        seed, verbose, accumulate, checkpoints, save_every, validate_every, tensorboard: as of
-            `bitlib.finetune.fit`.
-        steps, how: `crop`, `resize`, `batch_size`, `learning_rate`, `random_flip`, `random_crop`, as of
-            `plan`; without `crop`, it is the height of the first image.
+        steps, how: as of `plan`; without `crop`, it is the height of the first image.
+        others: as of `bitlib.finetune.fit`.
 
     Returns:
         The history; `loss` is the divergence of each batch.
 
     Raises: as `bitlib.finetune.fit`, and
-        ValueError: the two differ in their classes; the student has no weights to train, or shares some with
-            the teacher.
+        ValueError: the two differ in their classes; the student has no weights to train, or shares some.
     """
     given = prepare(images, None, name="images")
     rule = plan(**{"crop": given.side, "steps": steps} | how)
@@ -195,19 +185,17 @@ def _check_pair(teacher: keras.Model, student: keras.Model, plan: Plan) -> int:
         logits = model(np.zeros((1, plan.crop, plan.crop, 3), np.float32), training=False)
         shapes.append(tuple(getattr(logits, "shape", ())))
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:
+        found = f"outputs of shape {shapes[1]} for one image, the teacher's have {shapes[0]}"
         raise ValueError(
-            f"student: gives outputs of shape {shapes[1]} for one image, the teacher's have {shapes[0]}; "
-            "expected logits [N, classes] of the same classes from both"
+            f"student: gives {found}; expected logits [N, classes] of the same classes from both"
         )
     if not student.trainable_variables:
         raise ValueError("student: has no weights to train; set student.trainable = True")
     own = {id(variable) for variable in student.variables}
     common = [variable.path for variable in teacher.variables if id(variable) in own]
     if common:
-        raise ValueError(
-            f"teacher: shares {len(common)} variables with the student, {common[0]} first, and would train "
-            "along; load it once more"
-        )
+        found = f"{len(common)} variables with the student, {common[0]} first"
+        raise ValueError(f"teacher: shares {found}, and would train along; load it once more")
     if student.dtype_policy.compute_dtype == "float16":
         raise ValueError("student: computes in float16, whose small gradients vanish; use mixed_bfloat16")
     return shapes[0][-1]

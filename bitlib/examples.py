@@ -18,17 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from bitlib.inputs import (
-    READING,
-    array,
-    check_float,
-    check_images,
-    check_labels,
-    check_range,
-    check_shape,
-    described,
-    holds_several,
-)
+from bitlib import inputs
 
 READ_BYTES = 1 << 30
 """As much of a generator, which can be read once only, is read into memory."""
@@ -39,8 +29,8 @@ class Examples:
     """Checked examples, as `prepare` makes them.
 
     Attributes:
-        read: gives every example, from the first on: an image float32 `[H, W, 3]`, and its label, int64 or
-            float32 `[classes]`; raises ValueError at one that is wrong.
+        read: gives every example: an image float32 `[H, W, 3]`, and its label, int64 or float32 `[classes]`;
+            raises ValueError at one that is wrong.
         side: height of the first image.
         arrays: all images and labels, where they came as arrays.
         count: how many there are; None if only reading them tells.
@@ -62,8 +52,9 @@ def takes_context(examples: Any) -> bool:
         given = list(inspect.signature(examples).parameters.values())
     except ValueError:  # of `zip` and others that are not written in Python
         return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [each.name for each in given if each.default is each.empty and each.kind in positional]
+    needed = [
+        each.name for each in given if each.default is each.empty and each.kind <= each.POSITIONAL_OR_KEYWORD
+    ]
     if len(needed) > 1:
         expected = "a function of a tf.distribute.InputContext or of nothing"
         raise ValueError(f"examples: expected {expected}, received one of {', '.join(needed)}")
@@ -102,9 +93,8 @@ def prepare(
         multi_label: as of `holds_several`; None: all labels of arrays tell, or the first 16 of others.
         name: of the argument, for messages.
 
-    Raises:
-        ValueError: anything else; or there is no example, or a Dataset has no end. What is wrong with a later
-            example of a Dataset is found when that is reached; `errors_in_words` raises it as the same.
+    Raises: ValueError, for anything else, for no example and for a Dataset without end; at a wrong example of
+        a Dataset when that is reached, by `errors_in_words`.
     """
     if isinstance(examples, Examples):
         return examples
@@ -113,14 +103,14 @@ def prepare(
         if not isinstance(found, tuple):
             read = found if callable(found) else _memorized(found, name)
             return _checked(read, num_classes, multi_label, name, _count(examples))
-        check_images(found[0], smallest=1)
-        images = array(found[0], "images")
+        inputs.check_images(found[0], smallest=1)
+        images = inputs.array(found[0], "images")
         labels, several = np.zeros(len(images), np.int64), False
         if num_classes is not None:
             if found[1] is None:
                 raise ValueError(_PAIRS.format(name, "images alone"))
-            labels = check_labels(found[1], num_classes, len(images))
-            several = holds_several(labels, multi_label)
+            labels = inputs.check_labels(found[1], num_classes, len(images))
+            several = inputs.holds_several(labels, multi_label)
         arrays = images, labels
         return Examples(partial(zip, *arrays, strict=True), len(images[0]), arrays, len(images), several)
 
@@ -132,21 +122,20 @@ _NONE = "{}: expected at least one example, received none"
 def image_batches(images: Any, size: int) -> Iterator[np.ndarray]:
     """Images from whatever `prepare` takes, of one size, as arrays of up to `size`; the next is read ahead.
 
-    Raises:
-        ValueError: as `prepare`; or images are smaller than `SMALLEST`, or of several sizes.
+    Raises: ValueError, as `prepare`; or images are smaller than `SMALLEST`, or of several sizes.
     """
     first = 0
     with errors_in_words("images"):
         found = _opened(images, "images")
         if isinstance(found, tuple):
-            check_shape(found[0].shape)
-            singles: Iterator = ((image,) for image in array(found[0], "images"))
+            inputs.check_shape(found[0].shape)
+            singles: Iterator = ((image,) for image in inputs.array(found[0], "images"))
         else:
             singles = ahead(found(), size) if callable(found) else found
         while batch := [image for image, *_ in itertools.islice(singles, size)]:
             if len(sizes := {image.shape for image in batch}) > 1:
                 raise ValueError(f"images: expected one size, received {sorted(sizes)[0]} and {max(sizes)}")
-            check_images(stacked := np.stack(batch), first=first)
+            inputs.check_images(stacked := np.stack(batch), first=first)
             first += len(batch)
             yield stacked
     if not first:
@@ -161,9 +150,7 @@ def errors_in_words(name: str) -> Iterator[None]:
     except Exception as error:
         words = str(error)
         if type(error).__module__.startswith("tensorflow"):
-            named = re.search(
-                r"ValueError: ((?:images|labels|examples|train|validation): .*)$", words, re.MULTILINE
-            )
+            named = re.search(r"(?m)ValueError: ((images|labels|examples|train|validation): .*)$", words)
             if not named:
                 raise
             words = named[1]
@@ -219,12 +206,10 @@ def _parts(element: Any, name: str) -> tuple[Any, Any]:
         return image[0], label[0] if label else None
     if not isinstance(element, (tuple, list)):
         return element, None
-    if len(element) == 3:
-        weights = "triples; weights of examples (sample_weight) are not taken: "
+    if len(element) > 2:
         way = ".map(lambda image, label, weight: (image, label))"
-        raise ValueError(_PAIRS.format(name, weights + way))
-    if len(element) > 3:
-        raise ValueError(_PAIRS.format(name, f"{len(element)} parts"))
+        weights = f"; weights of examples (sample_weight) are not taken: {way}" if len(element) == 3 else ""
+        raise ValueError(_PAIRS.format(name, f"{len(element)} parts{weights}"))
     return element[0], element[1] if len(element) == 2 else None
 
 
@@ -243,10 +228,9 @@ def _check_read(value: Any, name: str) -> None:
     is_file = isinstance(value, (str, bytes, os.PathLike))
     is_file |= bool(re.search(r"str|<U|\|S", str(getattr(value, "dtype", ""))))
     if is_file or type(value).__module__.startswith(("PIL", "pandas")):
-        raise ValueError(
-            f"{name}: expected float images in [-1, 1], received {described(value)}; pictures and files are "
-            "read by bitlib.datasets.pipeline(pictures, labels), or by bitlib.images.batch([...], model.card)"
-        )
+        way = "bitlib.datasets.pipeline(pictures, labels), or by bitlib.images.batch([...], model.card)"
+        received = f"received {inputs.described(value)}; pictures and files are read by {way}"
+        raise ValueError(f"{name}: expected float images in [-1, 1], {received}")
 
 
 def _is_dataset(value: Any) -> bool:
@@ -277,14 +261,16 @@ def _opened(examples: Any, name: str) -> Any:
     if _are_parts(examples):
         images, labels = _parts(examples, name)
         if not _is_list(images):
-            return images if hasattr(images, "shape") else array(images, "images"), labels
+            return images if hasattr(images, "shape") else inputs.array(images, "images"), labels
         examples = images if labels is None else list(_zipped(images, labels))
     if hasattr(examples, "shape") and not _is_list(examples):
         return examples, None
     by_number = hasattr(examples, "__len__") and hasattr(examples, "__getitem__")
     if isinstance(examples, (type, set, frozenset)) or not (by_number or hasattr(examples, "__iter__")):
         expected = "arrays (images, labels), a tf.data.Dataset of such pairs, or another source of them"
-        raise ValueError(f"{name}: expected {expected}, received {described(examples)}; {READING}")
+        raise ValueError(
+            f"{name}: expected {expected}, received {inputs.described(examples)}; {inputs.READING}"
+        )
     if by_number:
         return lambda: _singles((examples[index] for index in range(len(examples))), name)
     if getattr(examples, "num_batches", 0) is None:
@@ -299,12 +285,12 @@ def _singles(elements: Iterable, name: str) -> Iterator[tuple[np.ndarray, Any]]:
             element = element[0]
         images, labels = _parts(element, name) if _are_parts(element) else (element, None)
         _check_read(images, name)
-        images = array(images, "images")
-        labels = None if labels is None else array(labels, "labels")
+        images = inputs.array(images, "images")
+        labels = None if labels is None else inputs.array(labels, "labels")
         if images.ndim != 4:
             images, labels = images[None], None if labels is None else labels[None]
-        check_shape(images.shape, 1)
-        check_float(images)
+        inputs.check_shape(images.shape, 1)
+        inputs.check_float(images)
         labels = [None] * len(images) if labels is None else labels
         yield from _zipped(images.astype(np.float32, copy=False), labels)
 
@@ -326,7 +312,7 @@ def _of_dataset(dataset: Any, name: str) -> Callable[[], Iterator]:
     if image.dtype == "string":
         _check_read("names", name)
     if image.shape.rank is not None:
-        check_shape(([None] if image.shape.rank < 4 else []) + list(image.shape), 1)
+        inputs.check_shape(([None] if image.shape.rank < 4 else []) + list(image.shape), 1)
     return lambda: _singles(dataset.as_numpy_iterator(), name)
 
 
@@ -338,8 +324,7 @@ def _memorized(singles: Iterator, name: str) -> Callable[[], Iterator]:
         size += single[0].nbytes
         if size > READ_BYTES:
             expected = f"a generator of at most {READ_BYTES:,} bytes, as it is read to memory"
-            way = "give the function that makes it"
-            raise ValueError(f"{name}: expected {expected}; this one is larger or endless: {way}")
+            raise ValueError(f"{name}: expected {expected}; or give the function that makes it")
     return partial(iter, read)
 
 
@@ -349,19 +334,21 @@ def _checked(
     """Check the first 16 examples, and each one that passes later."""
 
     def check(number: int, image: np.ndarray, label: Any) -> tuple[np.ndarray, Any]:
-        check_images(image[None], 1, number, warn=False)
+        inputs.check_images(image[None], 1, number, warn=False)
         if num_classes is None:
             return image, np.int64(0)
         if label is None:
             raise ValueError(_PAIRS.format(name, "images alone"))
-        return image, check_labels(np.asarray(label)[None], num_classes, 1, number)[0]
+        return image, inputs.check_labels(np.asarray(label)[None], num_classes, 1, number)[0]
 
     some = [check(number, *single) for number, single in enumerate(itertools.islice(read(), 16))]
     if not some:
         raise ValueError(_NONE.format(name))
-    check_range(np.concatenate([image.ravel() for image, _ in some]))  # of one alone, [0, 1] may be bright
+    inputs.check_range(
+        np.concatenate([image.ravel() for image, _ in some])
+    )  # of one alone, [0, 1] may be bright
     how = None if num_classes is None else multi_label
-    several = any(holds_several(np.asarray(label)[None], how, n) for n, (_, label) in enumerate(some))
+    several = any(inputs.holds_several(np.asarray(label)[None], how, n) for n, (_, label) in enumerate(some))
     rank = np.ndim(some[0][1])
 
     def every() -> Iterator[tuple[np.ndarray, Any]]:
@@ -370,7 +357,7 @@ def _checked(
             if np.ndim(label) != rank:
                 raise ValueError(f"labels: expected one shape, received another in example {number}")
             if rank:
-                holds_several(label[None], several, number)
+                inputs.holds_several(label[None], several, number)
             yield image, label
 
     return Examples(every, len(some[0][0]), None, count, several)

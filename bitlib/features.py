@@ -32,16 +32,13 @@ def extract(
     batch_size: int = 32,
     verbose: int = 0,
 ) -> np.ndarray:
-    """What a network makes of images, before its head.
-
-    Two batches are in memory at a time, besides the result: one that is computed, one that is read.
+    """Features of images, before the head; two batches are in memory at a time, besides the result.
 
     Args:
         model: a `bitlib.model.BiT`, with or without a head.
         images: float in [-1, 1], of one size: an array `[N, H, W, 3]`, or anything that
             `bitlib.examples.prepare` takes. Labels are not looked at.
-        stage: `features` as the head sees them (after GroupNorm, ReLU and average pooling), or the
-            output of the `root` or of a block, `block1` to `block4`.
+        stage: `features` as the head sees them, or the output of the `root` or of `block1` to `block4`.
         pool: whether to average a block's output over height and width.
         batch_size: images computed at once.
         verbose: 1 for a progress bar.
@@ -51,8 +48,8 @@ def extract(
 
     Raises:
         TypeError: `model` is not a BiT.
-        ValueError: there is no such stage, no image, or `batch_size` is below 1; or images are not as
-            `bitlib.inputs.check_images` wants them.
+        ValueError: there is no such stage or no image; or images are not as `bitlib.inputs.check_images`
+            wants them.
     """
     if stage not in STAGES:
         raise ValueError(f"stage: expected one of {', '.join(STAGES)}, received {stage!r}")
@@ -103,34 +100,27 @@ def _check_labelled(features: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray,
     vectors, classes = _check_vectors("features", features), array(labels, "labels")
     if classes.ndim == 2 and classes.shape[1] == 1:
         classes = classes[:, 0]
-    if classes.shape != (len(vectors),):
-        raise ValueError(
-            f"labels: expected one for each of {len(vectors)} features, received {classes.shape}"
-        )
-    values = classes.tolist()
-    if any(value is None or value != value for value in values):
-        raise ValueError("labels: expected class numbers or names, received missing values or fractions")
-    if classes.dtype == object:  # as a column of pandas has it: numbers stay numbers
+    if classes.shape != (count := len(vectors),):
+        raise ValueError(f"labels: expected one for each of {count} features, received {classes.shape}")
+    values, expected = classes.tolist(), "labels: expected class numbers or names, received"
+    if classes.dtype == object and not any(value is None or value != value for value in values):
         if len(set(map(type, values))) > 1 or not isinstance(values[0], (str, int, float, np.number)):
-            raise ValueError("labels: expected class numbers or names, received several kinds of values")
-        classes = np.asarray(values)
-    if classes.dtype.kind == "f" and (classes != np.floor(classes)).any():
-        raise ValueError("labels: expected class numbers or names, received missing values or fractions")
+            raise ValueError(f"{expected} several kinds of values")
+        classes = np.asarray(values)  # of a column of pandas: numbers stay numbers
+    if classes.dtype == object or (classes.dtype.kind == "f" and (classes != np.floor(classes)).any()):
+        raise ValueError(f"{expected} missing values or fractions")
     if len(np.unique(classes)) < 2:
         raise ValueError(f"labels: expected two classes or more, received {classes.tolist()[0]!r} alone")
     return vectors, classes
 
 
 def linear_probe(features: ArrayLike, labels: ArrayLike, regularization: float = 1.0) -> LogisticRegression:
-    """Fit a logistic regression on features, the simplest way to use them.
+    """Fit scikit-learn's logistic regression on features, the simplest way to use them.
 
     Args:
         features: float `[N, C]`.
         labels: `[N]`, numbers or names.
         regularization: scikit-learn's `C`, the inverse of the penalty's strength.
-
-    Returns:
-        A fitted scikit-learn classifier, with `predict` and `score`.
 
     Raises:
         ValueError: `features` are not finite `[N, C]`; `labels` are not N, or of one class alone.
@@ -149,20 +139,13 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, regularization: float =
 def few_shot(
     features: ArrayLike, labels: ArrayLike, shots: int, draws: int = 5, num_test: int = 800, seed: int = 0
 ) -> np.ndarray:
-    """Accuracy of linear probes that saw only a few examples of each class.
-
-    For each draw (`bitlib.datasets.draw`) a probe is fitted on `shots` examples of each class, and scored
-    on `num_test` others.
+    """Accuracy of linear probes that saw only a few examples of each class: float64 `[draws]` in [0, 1].
 
     Args:
-        features: float `[N, C]`.
-        labels: int `[N]`.
-        shots: examples of each class to learn from.
+        features, labels: as of `linear_probe`.
+        shots: examples of each class to learn from, drawn by `bitlib.datasets.draw`.
         draws: how often, with seeds `seed`, `seed + 1`, …
-        num_test: examples to score on.
-
-    Returns:
-        float64 `[draws]` in [0, 1].
+        num_test: other examples, to score on.
 
     Raises:
         ValueError: as `linear_probe`; or a class has fewer than `shots` examples left.
@@ -178,12 +161,7 @@ def few_shot(
 
 
 def nearest(features: np.ndarray, queries: np.ndarray, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar of a set of vectors, by cosine.
-
-    Args:
-        features: float `[N, C]`, where to look.
-        queries: float `[Q, C]`, what to look for.
-        count: neighbours of each query.
+    """The features, float `[N, C]`, most similar to each of the queries, float `[Q, C]`, by cosine.
 
     Returns:
         indices int `[Q, count]` into `features`, most similar first, and similarities `[Q, count]`
@@ -204,17 +182,11 @@ def nearest(features: np.ndarray, queries: np.ndarray, count: int = 5) -> tuple[
 
 
 def shrink(images: np.ndarray, size: int = 8) -> np.ndarray:
-    """Raw pixels as vectors, to compare features with: grey pictures of a few pixels each.
+    """Raw pixels as vectors, to compare features with: grey pictures averaged down to a few pixels.
 
-    Args:
-        images: float `[N, H, W, 3]`.
-        size: height and width to average them down to.
+    From images float `[N, H, W, 3]` to float32 `[N, size * size]`.
 
-    Returns:
-        float32 `[N, size * size]`.
-
-    Raises:
-        ValueError: `images` are something else, or `size` is below 1.
+    Raises: ValueError, if `images` are something else, or `size` is below 1.
     """
     check_images(images, smallest=1, warn=False)
     check_whole("size", size)

@@ -21,6 +21,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -55,10 +56,7 @@ _INSIDE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+
 _MARKS = ("etag", "md5", "crc32c")  # which tell a file from others of its length
 _CHUNK = 1 << 20
 _UNREACHED = (ConnectTimeout, InvalidURL, ProxyError, SSLError, NewConnectionError)
-_WEB_PAGE = (
-    "a web page came instead of the file, as public Wi-Fi sends before one has logged in; open any page in a "
-    "browser, log in, and try again"
-)
+_WEB_PAGE = "a web page came instead of the file, as from public Wi-Fi: log in with a browser, and try again"
 _NAME, _NUMBER = r"[^\s/?#@:.\[\]]{1,63}(\.[^\s/?#@:.\[\]]{1,63})*", r"\[[0-9A-Fa-f:.]+\]"
 _ADDRESS = re.compile(rf"(?i:https?)://([^\s/?#]*@)?({_NAME}|{_NUMBER})(:[0-9]{{1,5}})?(/[^\s?#]*)?")
 
@@ -104,8 +102,9 @@ def mirror() -> Path | str | None:
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", value):  # two letters and more: C: is a folder
         return expanded(value, "BITLIB_MIRROR") if value else None
     if not _ADDRESS.fullmatch(value):
-        expected = "a folder or an address like https://example.org/models"
-        raise ValueError(f"BITLIB_MIRROR: expected {expected}, received {value!r}")
+        raise ValueError(
+            f"BITLIB_MIRROR: expected a folder or an address like https://a.org, received {value!r}"
+        )
     return value.rstrip("/")
 
 
@@ -132,11 +131,7 @@ def on_disk(file: str) -> Path | None:
 
 
 def parse_class_list(content: bytes, file: str) -> tuple[str, ...]:
-    """The lines of a class list, one a class; as many as the published file of that name has.
-
-    Raises:
-        ValueError: it is not such a list; the message says why, without the file's name.
-    """
+    """The lines of a published class list, one a class. Raises: ValueError, without the file's name."""
     lines = content.decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
     expected = LINES.get(file.partition("_")[0], len(lines))
     if len(lines) != expected:
@@ -151,19 +146,17 @@ def parse_class_list(content: bytes, file: str) -> tuple[str, ...]:
 def verified_file(file: str) -> tuple[Path, str | None]:
     """As `fetch_file`, and its SHA-256 in hexadecimal, unless another process has just downloaded it."""
     if not isinstance(file, str) or not _INSIDE.fullmatch(file):
-        expected = "a path below the published address, like vtab/some.npz"
-        raise ValueError(f"file: expected {expected}, received {file!r}")
+        raise ValueError(f"file: expected a path below the published address, received {file!r}")
     cached, source = cache_folder() / file, mirror()
     if path := on_disk(file):
         return path, verify(path)
     if isinstance(source, Path):
         known = f"({source}{'' if source.is_dir() else ', which is no folder'})"
         raise ConnectionError(f"{file}: not in BITLIB_MIRROR {known}; put it there, or unset the variable")
-    mirrored = "name a folder that holds it in BITLIB_MIRROR (bitlib.checkpoint.prefetch fills one)"
+    mirrored = "name a folder in BITLIB_MIRROR (bitlib.checkpoint.prefetch fills one)"
     by_hand = f"put the file at {cached} from elsewhere, or {mirrored}"
     if offline():
-        reason = "not on this machine, and BITLIB_OFFLINE forbids to download it"
-        raise ConnectionError(f"{file}: {reason}; unset it, or {by_hand}")
+        raise ConnectionError(f"{file}: BITLIB_OFFLINE forbids to download it; unset it, or {by_hand}")
     return cached, _download(f"{source or BASE_URL.rstrip('/')}/{file}", cached, timeout(), by_hand)
 
 
@@ -177,8 +170,8 @@ class _Failed(Exception):
 
 def _download(url: str, path: Path, silence: float, by_hand: str) -> str | None:
     """Get a file once, whoever else wants it at the same time. Returns: its SHA-256, if we downloaded it."""
-    user = getattr(os, "getuid", lambda: 0)()
-    lock = f"bitlib-{_sha256(f'{user} {path.absolute()}')[:32]}.lock"
+    owner = getattr(os, "getuid", lambda: 0)()
+    lock = f"bitlib-{_sha256(f'{owner} {path.absolute()}')[:32]}.lock"
     try:
         with FileLock(Path(tempfile.gettempdir(), lock)):  # which has locks, as not every network disk does
             if path.is_file():
@@ -197,8 +190,8 @@ def _download(url: str, path: Path, silence: float, by_hand: str) -> str | None:
         raise ConnectionError(str(failure)) from failure
     except OSError as error:
         trouble = "the disk is full" if error.errno == errno.ENOSPC else "cannot be written"
-        advice = "make room, or name another folder in BITLIB_CACHE"
-        raise OSError(error.errno, f"{path}: {trouble} ({error.strerror or error}); {advice}") from error
+        told = f"{trouble} ({error.strerror or error}); make room, or name another folder in BITLIB_CACHE"
+        raise OSError(error.errno, f"{path}: {told}") from error
 
 
 def _fetched(url: str, path: Path, part: Path, silence: float, by_hand: str) -> str:
@@ -241,29 +234,25 @@ def _fetched(url: str, path: Path, part: Path, silence: float, by_hand: str) -> 
 
 
 def _watched(work: Callable[[], None], now: SimpleNamespace, seconds: float) -> None:
-    """Do the work in a thread, and leave it alone when it is too slow: some of what a server can do makes the
-    libraries below wait, or read, without an end. Its file is then closed, so it can do no harm.
-    """
-    errors: list[BaseException] = []
+    """Do the work in a thread, and leave it alone when it is too slow: servers can make the libraries below
+    wait, or read, without an end. Its file is then closed, so it can do no harm."""
+    done: Future = Future()
 
     def run() -> None:
         try:
-            work()
+            done.set_result(work())
         except BaseException as error:
-            errors.append(error)
+            done.set_exception(error)
 
-    thread, before = threading.Thread(target=run, name="bitlib-download", daemon=True), 0
-    thread.start()
-    thread.join(seconds)
-    while thread.is_alive():
+    before = 0
+    threading.Thread(target=run, name="bitlib-download", daemon=True).start()
+    while not wait([done], seconds).done:
         if now.received - before < SLOWEST * seconds:
             with suppress(AttributeError, ValueError, RuntimeError, OSError):  # no response, or it has ended
                 now.response.raw.shutdown()
             raise _Failed(f"less than {SLOWEST:,} bytes a second for {seconds:.0f} seconds")
         before = now.received
-        thread.join(seconds)
-    if errors:
-        raise errors[0]
+    done.result()
 
 
 def _receive(url: str, part: Path, file, now: SimpleNamespace, progress, silence: float) -> None:
@@ -331,8 +320,7 @@ def _response(url: str, headers: dict[str, str], silence: float) -> Iterator[req
             if status == 511 or (status < 300 and kind.startswith(("text/html", "application/xhtml"))):
                 raise _Failed(_WEB_PAGE, final=True)
             if status not in (200, 206, 416):
-                advice = "see that the address, BITLIB_MIRROR if it is set, is right and open to you"
-                raise _Failed(f"{told}; {advice}", final=True)
+                raise _Failed(f"{told}; see that the address, BITLIB_MIRROR if set, is right", final=True)
             yield found
 
 
@@ -351,10 +339,7 @@ def _on_network(call: Callable, *arguments: Any, **options: Any) -> Any:
 
 
 def _verified(part: Path, file: str, now: SimpleNamespace) -> str:
-    """The SHA-256 of what came, compared with what the server says it has and with what such a file is.
-
-    Raises: _Failed; final unless the part began in an earlier try.
-    """
+    """The SHA-256 of what came, once it is what the server has, and such a file. Raises: _Failed."""
     npz, note = file.endswith(".npz"), now.note
     digests: dict[str, Any] = {"sha256": hashlib.sha256()}
     if note["md5"]:
@@ -388,9 +373,7 @@ def _verified(part: Path, file: str, now: SimpleNamespace) -> str:
                 raise ValueError(f"{len(content):,} bytes, it has {BYTES[file]:,}")
             parse_class_list(content, file)
     except Exception as error:  # zipfile and what it unpacks with raise a dozen kinds
-        told = (
-            f"not {'a whole .npz' if npz else 'the published list'} ({_shown(error) or type(error).__name__})"
-        )
+        told = f"not {'a whole .npz' if npz else 'the published list'} ({_shown(error) or repr(error)})"
         told += "; try again, or from another network"
         raise _Failed(told, anew=True, final=not now.resumed) from error
     return sha256

@@ -27,8 +27,8 @@ FREEZABLE = ("root", "block1", "block2", "block3", "block4", "backbone")
 """What `freeze` takes, from the bottom to the top."""
 
 SMALL_MODEL = {"batch_size": 64, "steps": 250, "base_lr": 0.1, "resize": 56, "crop": 48}
-"""The rule for BiT-XS on a small task: arguments of `bitlib.hyperrule.plan`. It has the rule's shape; the
-rate was chosen on `bitlib.tasks.counting(104)` and `angles(108)`, which no page shows."""
+"""Arguments of `bitlib.hyperrule.plan` for BiT-XS on a small task; the rate was chosen on
+`bitlib.tasks.counting(104)` and `angles(108)`, which no page shows."""
 
 
 def fit(
@@ -53,24 +53,22 @@ def fit(
     The cross-entropy is that of a softmax; where several classes may be true of an image, it is that of a
     sigmoid for each class, summed over classes.
 
-    A model that was made in the scope of a `tf.distribute` strategy is trained on all of its replicas, which
-    share each batch of the plan; so do JAX's devices under `keras.distribution.DataParallel`. The same seed
-    gives the same batches on every backend, however many devices there are, however each batch is
-    accumulated, and wherever a run was stopped.
+    The replicas of a `tf.distribute` strategy, in whose scope the model was made, share each batch; so do
+    JAX's devices under `keras.distribution.DataParallel`. The same seed gives the same batches on every
+    backend, however many devices there are and wherever a run was stopped.
 
     Args:
         model: with a head, such as `bitlib.load(name, head=10)` gives: of zeros, as the rule wants it.
         train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]` or vectors `[N, classes]`; or
-            a `tf.data.Dataset` or another source of such pairs, as `bitlib.examples.prepare` takes them. With
-            a function from a `tf.distribute.InputContext` to a Dataset (docs/scaling.md has one), each of
-            several machines reads only what it is given, and blends its share of a batch in itself.
+            a `tf.data.Dataset` or another source of such pairs, as `bitlib.examples.prepare` takes them. By a
+            function from a `tf.distribute.InputContext` to a Dataset (docs/scaling.md has one), each of
+            several machines reads its part only.
         plan: of `bitlib.hyperrule.plan`.
         validation: as `train`. The history has the score of `evaluate` as `validation_accuracy`.
         seed: of the order of examples, crops, flips and MixUp.
         verbose: 1 for a progress bar.
         multi_label: whether several classes, or none, may be true of an image. None to tell by the labels, of
-            a Dataset by the first 16 (a later one that says otherwise is an error): where every vector sums
-            to 1, one class is true.
+            a Dataset by the first 16: where every vector sums to 1, one class is true.
         freeze: `root`, `block1` … `block4` to keep all weights up to and including that stage; `backbone` to
             train the head only; None to train all.
         accumulate: parts that a replica computes its share of a batch in, to save memory; the result is that
@@ -80,16 +78,14 @@ def fit(
         save_every: steps between two savings; None for a tenth of the training. It is saved at the end.
         validate_every: steps between two validations; None for the end only.
         tensorboard: a folder for TensorBoard to read loss, rate and validation from.
-        jit_compile: on TensorFlow, compile every GroupNorm with XLA: the same numbers to the last digits,
-            some hundredths faster on CPUs. JAX compiles the whole step in any case.
+        jit_compile: on TensorFlow, compile every GroupNorm with XLA: some hundredths faster on CPUs.
 
     Returns:
         The history, of the whole training also where it was resumed.
 
     Raises:
         TypeError: `model` is not a BiT.
-        ValueError: an argument is out of range or does not fit the model; or `checkpoints` holds another
-            training.
+        ValueError: an argument is out of range or does not fit the model or what `checkpoints` holds.
         RuntimeError: the model does not train: weights that should are as they were after two steps.
         FloatingPointError: the loss is not finite. The model then holds the last weights saved, if any.
     """
@@ -138,17 +134,14 @@ def evaluate(
     """The score in [0, 1] and the mean cross-entropy in nats, of every example once; resized to `plan.crop`.
 
     Where one class is true of an image, the score is the accuracy: the share of images whose largest logit is
-    that of the true class. Where several may be true, it is the mean average precision: the accuracy of all
-    labels would be 0.9 for always saying no where one in ten is true. `multi_label_scores` has both.
+    that of the true class. Where several may be true, it is the mean average precision.
 
     Args:
         model, examples, plan: as `model`, `train` and `plan` of `fit`.
         batch_size: images computed at once.
         multi_label: as of `fit`; for a model that was trained by sigmoids, None is True of vectors.
 
-    Raises:
-        TypeError: `model` is not a BiT, or `plan` not a Plan.
-        ValueError: `examples` are of other shapes, dtypes or ranges, or there are none.
+    Raises: as `fit`.
     """
     num_classes = _check_model(model, plan)
     by_sigmoids = multi_label is None and model.card and model.card.activation == "sigmoid"
@@ -189,24 +182,13 @@ def evaluator(
 
 
 def predict(model: BiT, images: Any, plan: Plan, batch_size: int = 64) -> np.ndarray:
-    """The logits of images, resized to `plan.crop`.
-
-    Args:
-        model, plan, batch_size: as of `evaluate`.
-        images: float `[N, H, W, 3]` in [-1, 1]; or anything that `fit` takes. Labels are not looked at.
-
-    Returns:
-        Logits float32 `[N, classes]`.
-
-    Raises: as `evaluate`.
-    """
+    """The logits float32 `[N, classes]` of images, as of `evaluate`, whose labels are not looked at."""
     _check_model(model, plan)
     check_whole("batch_size", batch_size)
     compute = forward(model)
     with errors_in_words("images"):
-        batches = ahead(
-            augment.evaluation_batches(prepare(images, None, name="images"), plan, None, batch_size)
-        )
+        given = prepare(images, None, name="images")
+        batches = ahead(augment.evaluation_batches(given, plan, None, batch_size))
         return np.concatenate([compute(batch) for batch, _ in batches])
 
 
@@ -226,12 +208,10 @@ def _check_model(model: BiT, plan: Plan) -> int:
 def check_steps(plan: Plan, accumulate: int, save_every: int | None, validate_every: int | None) -> None:
     """Raise TypeError or ValueError for what no training takes; `fit` says what it takes."""
     for name, value in (("save_every", save_every), ("validate_every", validate_every)):
-        if value is not None and not (isinstance(value, int) and value > 0):
-            raise ValueError(f"{name}: expected None or a positive number of steps, received {value!r}")
-    if not isinstance(accumulate, int) or not 1 <= accumulate <= plan.batch_size:
-        raise ValueError(
-            f"accumulate: expected 1 to the batch size, {plan.batch_size}, received {accumulate!r}"
-        )
+        if value is not None:
+            check_whole(name, value, expected="None or a positive number of steps")
+    expected = f"1 to the batch size, {plan.batch_size}"
+    check_whole("accumulate", accumulate, plan.batch_size, expected=expected)
 
 
 def _trainable(model: BiT, freeze: str | None) -> list:
@@ -241,10 +221,8 @@ def _trainable(model: BiT, freeze: str | None) -> list:
     chosen = {name: v for name, v in model.arrays.items() if order.index(name.split("/")[1]) > last}
     off = [name for name, variable in chosen.items() if not variable.trainable]
     if off:
-        raise ValueError(
-            f"model: {len(off)} of the {len(chosen)} arrays to train are marked as not trainable, "
-            f"{off[0]} first; set model.trainable = True, or say freeze=..."
-        )
+        found = f"{len(off)} of the {len(chosen)} arrays to train are marked as not trainable, {off[0]} first"
+        raise ValueError(f"model: {found}; set model.trainable = True, or say freeze=...")
     return list(chosen.values())
 
 
@@ -298,8 +276,7 @@ def multi_label_scores(labels: ArrayLike, logits: ArrayLike) -> dict[str, float]
 
     Returns:
         `average_precision`: its mean over the classes that are true of some image; NaN if there is none.
-        Guesses have the share of true labels. `accuracy`: the share of all labels that the sign of their
-        logits gives, which is high for always saying no.
+        `accuracy`: the share of all labels that the sign of their logits gives, high for always saying no.
     """
     from sklearn.metrics import average_precision_score
 

@@ -6,18 +6,16 @@ arXiv 1912.11370, section 3.3 ("Downstream Fine-Tuning") and supplement F; the o
 - warm-up: none in the paper; linear in the code, over 100, 500, 500 steps;
 - decays: at 30 %, 60 %, 90 % of the steps in the paper; in the code at 40 %, 60 %, 80 % for a small task;
 - images of 96×96 and more: 448 → 384 in the paper (R152x4: 512 → 480); 512 → 480 in the code.
-
-Numbers in, numbers out: this module imports no TensorFlow.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
+from bitlib.inputs import check_whole
 from bitlib.zoo import VTAB_TASKS
 
 REFERENCE_BATCH_SIZE = 512
@@ -124,19 +122,18 @@ def plan(
         steps: how long to train, if not as the rule says; warm-up and decays are scaled along.
         variant: `official` or `paper`, see the top of this module.
         architecture: `R152x4` has a resolution of its own in the paper.
-        task: the name of a VTAB task (`bitlib.zoo.VTAB_TASKS`), for some of which flips or crops
-            destroy the label. For a task of your own say so with `random_flip`, `random_crop`.
+        task: one of `bitlib.zoo.VTAB_TASKS`, for some of which flips or crops destroy the label. For a task
+            of your own say so with `random_flip`, `random_crop`.
         resize, crop, random_flip, random_crop, mixup_alpha: None for what the rule says.
 
-    Raises:
-        ValueError: a number is out of range, `crop` exceeds `resize`, or a name is unknown.
+    Raises: ValueError, if a number is out of range, `crop` exceeds `resize`, or a name is unknown.
     """
-    num_examples = _positive("num_examples", num_examples)
+    num_examples = check_whole("num_examples", num_examples)
     sides = list(image_size) if isinstance(image_size, Iterable) else [image_size] * 2
     if len(sides) != 2:
         raise ValueError(f"image_size: expected one number or height and width, received {image_size!r}")
-    height, width = (_positive("image_size", side) for side in sides)
-    batch_size = _positive("batch_size", batch_size)
+    height, width = (check_whole("image_size", side) for side in sides)
+    batch_size = check_whole("batch_size", batch_size)
     _number("base_lr", base_lr)
     for name, value in (("random_flip", random_flip), ("random_crop", random_crop)):
         if value not in (None, False, True):
@@ -153,14 +150,14 @@ def plan(
         rule = 160, 128
     else:
         rule = (512, 480) if variant == "official" or architecture == "R152x4" else (448, 384)
-    crop = None if crop is None else _positive("crop", crop)
-    resize = max(rule[0], crop or 0) if resize is None else _positive("resize", resize)
+    crop = None if crop is None else check_whole("crop", crop)
+    resize = max(rule[0], crop or 0) if resize is None else check_whole("resize", resize)
     crop = crop or min(rule[1], resize)
     if crop > resize:
         raise ValueError(f"crop: expected at most resize, {resize}, received {crop}")
 
     warmup, *boundaries, total = _supports(num_examples, variant)
-    steps = total if steps is None else _positive("steps", steps)
+    steps = total if steps is None else check_whole("steps", steps)
     return Plan(
         variant=variant,
         steps=steps,
@@ -193,9 +190,3 @@ def _number(name: str, value, least: float | None = None) -> None:
     if not is_number or (value <= 0 if least is None else value < least):
         expected = "a positive number" if least is None else f"{least} or more"
         raise ValueError(f"{name}: expected {expected}, received {value!r}")
-
-
-def _positive(name: str, value) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{name}: expected a positive whole number, received {value!r}")
-    return operator.index(value)

@@ -15,7 +15,7 @@ from bitlib.layout import HEAD, check, infer, layout
 Arrays = Mapping[str, np.ndarray]
 
 SHAPES = "(batch, height, width, 3)"
-"""The images, for jax2tf: what has a name is of any size when the converted function is called."""
+"""Of images, for jax2tf: what has a name may be of any size."""
 
 
 def convert(head: bool = True) -> Callable:
@@ -23,16 +23,12 @@ def convert(head: bool = True) -> Callable:
 
     TensorFlow runs it as one operation, `XlaCallModule`, which XLA compiles for each new shape.
 
-    Args:
-        head: whether to apply the classifier.
-
     Returns:
-        A function of a dictionary of tensors or variables, with the published names, and of
-        images, float32 `[N, H, W, 3]` in [-1, 1]; it is differentiable in both. It gives float32
-        `[N, num_classes]`, or `[N, channels]` pooled features without the head.
+        A function of tensors or variables by their published names, and of images, float32 `[N, H, W, 3]` in
+        [-1, 1]; it is differentiable in both. It gives float32 logits `[N, num_classes]`, or pooled features
+        `[N, channels]` without the `head`.
 
-    Raises:
-        ImportError: JAX is missing.
+    Raises: ImportError, if JAX is missing.
     """
     try:
         import jax
@@ -51,18 +47,14 @@ def convert(head: bool = True) -> Callable:
 def export(arrays: Arrays, directory: str | os.PathLike, head: bool = True) -> Path:
     """Write arrays and the reference as a reusable SavedModel, with dynamic batch, height, width.
 
-    It has what `bitlib.export` writes, but for the model card: the same call, variables that
-    train, and the same signature.
+    It has what `bitlib.export` writes, but for the model card: the same call, variables that train, and the
+    same signature, from `inputs`, float32 `[N, H, W, 3]` in [-1, 1], to `logits` `[N, num_classes]`, or to
+    `features` `[N, channels]` without the head.
 
     Args:
         arrays: a checkpoint's arrays by their published names, as `bitlib.checkpoint.read` gives.
-        directory: the folder to write; its parents are made. An earlier SavedModel there is
-            replaced.
+        directory: the folder to write; its parents are made. An earlier SavedModel there is replaced.
         head: whether to apply the classifier; without it, its arrays are left out.
-
-    Returns:
-        The folder. Its signature takes `inputs`, float32 `[N, H, W, 3]` in [-1, 1], and gives
-        `logits` `[N, num_classes]`, or `features` `[N, channels]` without the head.
 
     Raises:
         ImportError: JAX is missing.
@@ -75,11 +67,8 @@ def export(arrays: Arrays, directory: str | os.PathLike, head: bool = True) -> P
     check(shapes, layout(architecture))
     if head and architecture.num_classes is None:
         raise ValueError("head: expected False for arrays without a classifier, received True")
-    variables = {
-        name: tf.Variable(arrays[name], name=name, dtype=tf.float32)
-        for name in shapes
-        if head or name not in HEAD
-    }
+    names = [name for name in shapes if head or name not in HEAD]
+    variables = {name: tf.Variable(arrays[name], name=name, dtype=tf.float32) for name in names}
     converted, every = convert(head), list(variables.values())
     output = "logits" if head else "features"
 

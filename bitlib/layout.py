@@ -1,7 +1,4 @@
-"""Names and shapes of the arrays in a published checkpoint, and which network they make.
-
-Numbers and names only: no file is opened here, and neither NumPy nor Keras is imported.
-"""
+"""Names and shapes of the arrays in a published checkpoint, and which network they make."""
 
 from __future__ import annotations
 
@@ -20,8 +17,7 @@ BUNDLED = "BiT-XS-R14x0.5"
 """The model that ships with this package."""
 
 SUFFIXES = (".npz", ".safetensors", ".keras")
-"""Of the files that hold a checkpoint: in the published layout; with the names of timm or transformers; as
-Keras saves a model."""
+"""Of checkpoints in the published layout, with the names of timm or transformers, and as Keras saves them."""
 
 HEAD = ("resnet/head/conv2d/kernel", "resnet/head/conv2d/bias")
 ROOT = "resnet/root_block/standardized_conv2d/kernel"
@@ -91,11 +87,9 @@ def layout(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     """Depth, width and head of the network that arrays of these names and shapes belong to.
 
-    The width is the one that most of the telling arrays agree on, so that a single wrong array is
-    found out by `check` instead of turning all the others wrong.
+    The width is what most of the telling arrays agree on, so that `check` names a single wrong one.
 
-    Raises:
-        CheckpointError: no array tells the width.
+    Raises: CheckpointError, if no array tells the width.
     """
     units = [1, 1, 1, 1]
     for name in shapes:
@@ -110,29 +104,18 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     if not votes:
         raise CheckpointError(f"{ROOT}: missing or of a shape that is not [7, 7, 3, 64 * width]")
     width = votes.most_common(1)[0][0]
-    num_classes = None
-    for name in HEAD:
-        num_classes = num_classes or (shapes[name][-1] if shapes.get(name) else None)
+    num_classes = next((shapes[name][-1] for name in HEAD if shapes.get(name)), None)
     return Architecture(tuple(units), int(width) if width == int(width) else width, num_classes)
 
 
 def check(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes with those expected.
-
-    Raises:
-        CheckpointError: arrays are missing, unexpected or of another shape; all are counted, five named.
-    """
-    problems = [
-        f"{name}: missing, expected shape {expected[name]}" for name in expected if name not in shapes
-    ]
-    problems += [
-        f"{name}: unexpected, a BiT of this size has no such array" for name in shapes if name not in expected
-    ]
-    problems += [
-        f"{name}: expected shape {expected[name]}, found {shapes[name]}"
-        for name in expected
-        if name in shapes and tuple(shapes[name]) != expected[name]
-    ]
+    """Raise CheckpointError if arrays are missing, unexpected or of another shape; it names five of them."""
+    missing = [name for name in expected if name not in shapes]
+    unexpected = [name for name in shapes if name not in expected]
+    wrong = [name for name in expected if name in shapes and tuple(shapes[name]) != expected[name]]
+    problems = [f"{name}: missing, expected shape {expected[name]}" for name in missing]
+    problems += [f"{name}: unexpected, a BiT of this size has no such array" for name in unexpected]
+    problems += [f"{name}: expected shape {expected[name]}, found {shapes[name]}" for name in wrong]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError("; ".join(problems[:5]) + more)

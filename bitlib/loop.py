@@ -1,7 +1,7 @@
 """The training loop: any loss, on any backend, on one device or many, resumable, watched by a guard.
 
-It is our own: `keras.Model.fit` fails under `MultiWorkerMirroredStrategy`, cannot be stopped and resumed to
-the same weights, and does not notice a model that does not train.
+It is our own: `keras.Model.fit` fails under `MultiWorkerMirroredStrategy`, cannot be resumed to the same
+weights, and does not notice a model that does not train.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def train(
                 log.write(done, validation_accuracy=accuracy, validation_loss=validation_loss)
             if chief and (done == plan.steps or done % save_every == 0):
                 saved.save(history)
-    if len(history.loss) < plan.steps:
+    if (given := len(history.loss)) < plan.steps:
         raise ValueError(
-            f"{names[1]}: gave batches for {len(history.loss)} of {plan.steps} steps; is it an empty dataset?"
+            f"{names[1]}: gave batches for {given} of {plan.steps} steps; is it an empty dataset?"
         )
     return history
 
@@ -107,9 +107,8 @@ def shared(
 ) -> Iterator[tuple]:
     """The batches of a plan from a step on, as tensors, each shared by the devices.
 
-    MixUp blends across shares: every machine makes whole batches and takes its own part, so they are the same
-    batches however many machines there are. Where `examples` is a function of a machine's
-    `tf.distribute.InputContext`, each makes its share, and blends within it, from what that gives it.
+    Every machine makes whole batches and takes its part, as MixUp blends across parts. Where `examples` is a
+    function of a `tf.distribute.InputContext`, each makes its own share, and blends within it.
     """
     whole = not callable(examples)
     if not whole:
@@ -135,8 +134,7 @@ def train_step(
         loss_of: part of a batch -> its share of the loss: summed over parts and devices it is the mean.
         models: that `loss_of` calls.
         accumulate: parts that a device computes its share of the batch in, one after the other.
-        clip: the norm that the gradient of the whole batch, of all variables together, is shrunk to if it
-            is longer.
+        clip: the most that the norm of the whole batch's gradient, of all variables together, may be.
     """
     return devices.step(loss_of, optimizer, variables, models, accumulate=accumulate, clip=clip)
 
@@ -144,8 +142,8 @@ def train_step(
 class Guard:
     """Watches the first steps for weights that should change and do not.
 
-    A head of zeros lets no gradient through: its first update changes the head alone, the second
-    everything. Steps of rate 0, as a warm-up begins with, do not count.
+    A head of zeros lets no gradient through: the first update changes it alone, the second everything. Steps
+    of rate 0, as a warm-up begins with, do not count.
     """
 
     def __init__(self, variables: Sequence[keras.Variable], name: str = "model"):
@@ -165,11 +163,10 @@ class Guard:
             changed["head" if "head" in variable.path.split("/") else "backbone"].append(before != now)
         for part in ("head", "backbone")[: self.updates]:
             if changed[part] and not any(changed[part]):
-                weights = sum(math.prod(variable.shape) for variable in self.variables)
                 raise RuntimeError(
                     f"{self.name}: its {part} does not train: {len(changed[part])} arrays are what they were "
-                    f"before {self.updates} steps ({weights:,} weights to train in all). A rate of "
-                    f"{rate:g} may be too small for float32, or the examples give no gradient"
+                    f"before {self.updates} steps. A rate of {rate:g} may be too small for float32, or the "
+                    "examples give no gradient"
                 )
         return self if self.updates == 1 else None
 

@@ -15,6 +15,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,7 @@ from bitlib.tfdatasets import builder_of
 
 
 def quiet() -> None:
-    """Import TensorFlow and tensorflow-hub without what they write to stderr, which a page shows in red.
-
-    TensorFlow's C++ code logs while it is imported, whatever its settings; its Python code warns of graphs
-    traced anew; tensorflow-hub 0.16 warns of `pkg_resources`. Errors are raised and logged as ever.
-    """
+    """Import TensorFlow and tensorflow-hub without their logs and warnings, which a page shows in red."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with stderr_aside(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -55,10 +52,7 @@ def parameter(name: str) -> Iterator[None]:
 
 @contextmanager
 def check(*answers: Any) -> Iterator[None]:
-    """A context for the checks of an exercise: where an answer is still `...` or None, print so and go on.
-
-    nbgrader, which runs a page to mark it, gets an AssertionError instead.
-    """
+    """A context for the checks of an exercise; without an answer it prints so, or fails under nbgrader."""
     if not any(answer is None or answer is ... for answer in answers):
         yield
         return
@@ -81,9 +75,6 @@ def read(page: dict[str, Any], **kinds: Callable[[Any], Any]) -> None:
     Args:
         page: `globals()` of the page; what was read replaces what is there.
         kinds: for each parameter one of the functions below, which returns the value or raises an error.
-
-    Raises:
-        ValueError, OSError: the message names the parameter, what was received and what would be right.
     """
     for name, kind in kinds.items():
         with parameter(name):
@@ -131,10 +122,8 @@ def number(
     return kind
 
 
-def whole(least: int = 0, most: int = 2**31 - 1) -> Callable[[Any], int]:
-    """A whole number in a range."""
-    return number(least, most, "a whole number", int)
-
+whole = partial(number, what="a whole number", of=int)
+"""A whole number in a range: arguments as of `number`."""
 
 pixels = number(32, 2048, "0, or a whole number of pixels", int, also=(0,))
 """A height and width in pixels, or 0 for the model's own."""
@@ -182,10 +171,9 @@ def data_set(data_dir: Any = None) -> Callable[[Any], str]:
                 with stderr_aside():
                     builder_of(name, text(data_dir) or None)
             except Exception as error:  # TFDS raises a dozen kinds
-                raise ValueError(
-                    f"expected one of {', '.join(tasks.TASKS)}, a folder, or a name of TensorFlow Datasets, "
-                    f"received {value!r}; there is no such folder in {os.getcwd()}, and {error}"
-                ) from error
+                known = f"one of {', '.join(tasks.TASKS)}, a folder, or a name of TensorFlow Datasets"
+                where = f"there is no such folder in {os.getcwd()}, and {error}"
+                raise ValueError(f"expected {known}, received {value!r}; {where}") from error
         return name
 
     return kind
@@ -237,17 +225,9 @@ def _listed(value, is_one: Callable[[str], bool] = lambda text: False) -> list:
 
 
 def readable(files: Sequence, most: int) -> dict[str, np.ndarray]:
-    """The first pictures that can be read, by file name; prints what is not shown, and why.
+    """The first pictures that can be read, uint8 `[H, W, 3]` by file name; prints what is not shown, and why.
 
-    Args:
-        files: paths of pictures.
-        most: how many to read.
-
-    Returns:
-        uint8 `[H, W, 3]` by name; files of the same name in several folders are named with the folder.
-
-    Raises:
-        ValueError: none can be read.
+    Raises: ValueError, if none can be read.
     """
     found: dict[str, np.ndarray] = {}
     reason: Exception | None = None

@@ -34,10 +34,7 @@ NUM_TEST = 1000
 
 @dataclass(frozen=True)
 class Data:
-    """Pictures, some of them with labels.
-
-    Images are float32 `[N, H, W, 3]` in [-1, 1], half as high and wide again as what the networks see: a crop
-    shows less than half of a picture.
+    """Pictures, some of them with labels: float32 `[N, H, W, 3]` in [-1, 1], of 1.5 times the size of a crop.
 
     Attributes:
         crop: height and width of what teacher and student see, in pixels.
@@ -55,17 +52,11 @@ class Data:
 
 
 def data(source: Source, name: str = "mnist", shots: int = 20, seed: int = 0, crop: int = 32) -> Data:
-    """Draw pictures to learn from and to test on; `shots` of each class have labels.
+    """Draw pictures to learn from and to test on, of a set `name` as `bitlib.datasets.labelled` takes it.
 
-    Args:
-        source: of the teacher: its card says how pictures become images.
-        name: as `bitlib.datasets.labelled` takes it.
-        shots: labelled pictures of each class.
-        seed: of what is drawn.
-        crop: as of `Data`.
+    `shots` of each class have labels; `source` is that of the teacher.
 
-    Raises:
-        ValueError: `shots` is more than the rarest class has, or as `labelled`.
+    Raises: as `labelled`; ValueError, if `shots` is more than the rarest class has.
     """
     found = datasets.labelled(name)
     few, test = datasets.draw(found[1], shots, min(NUM_TEST, len(found[1]) // 5), seed)
@@ -85,13 +76,7 @@ def teacher(source: Source, given: Data, seed: int = 0, steps: int = 150) -> BiT
 
 
 def student(num_classes: int, width: int = 16, seed: int = 0) -> keras.Sequential:
-    """Six 3×3 convolutions with batch normalisation, and a dense layer: images -> logits.
-
-    Args:
-        num_classes: of the teacher.
-        width: channels of the first pair of convolutions; the next have 2 and 4 times as many.
-        seed: of the weights.
-    """
+    """Six 3×3 convolutions of `width`, twice and four times as many channels, and a dense layer to logits."""
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     parts: list[keras.Layer] = [keras.Input((None, None, 3))]
@@ -146,7 +131,6 @@ def matched(
 
     Args:
         given, teacher: of `data` and `teacher`.
-        steps: of the optimizer.
         seed: of the student's weights, of batches, crops and MixUp.
         views: what the two see of a picture: `the same` crop; `independent` crops; or the student crops
             and the teacher always the centre, `fixed`.
@@ -168,12 +152,7 @@ def matched(
 
 
 def from_labels(
-    given: Data,
-    teacher: BiT | None,
-    steps: int,
-    seed: int = 0,
-    resize: int | None = None,
-    width: int = 16,
+    given: Data, teacher: BiT | None, steps: int, seed: int = 0, resize: int | None = None, width: int = 16
 ) -> float:
     """As `matched`, of the same student trained on the labelled pictures: same crops, MixUp, optimizer."""
     small = student(len(given.class_names), width, seed)
@@ -182,9 +161,11 @@ def from_labels(
     batches = augment.training_batches(given.labelled, rule, len(given.class_names), seed)
     optimizer = keras.optimizers.AdamW(rule.base_lr, weight_decay=1e-4, global_clipnorm=1.0)
     small.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
-    rates = keras.callbacks.LambdaCallback(
-        on_train_batch_begin=lambda step, logs: setattr(optimizer, "learning_rate", rule.learning_rate(step))
-    )
+
+    def set_rate(step: int, logs: Any) -> None:
+        optimizer.learning_rate = rule.learning_rate(step)
+
+    rates = keras.callbacks.LambdaCallback(on_train_batch_begin=set_rate)
     small.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[rates])
     return accuracy(small, given)
 

@@ -1,8 +1,7 @@
 """Every figure the pages draw: arrays in, a matplotlib Figure out.
 
-Colours are those of Okabe and Ito, which colour-blind readers tell apart. A figure is closed before it is
-returned, so a notebook shows it once, as the value of its cell; and it has a text alternative, `alt`, for
-readers who do not see it.
+Colours are those of Okabe and Ito, which colour-blind readers tell apart. A figure is closed, so a notebook
+shows it once, as the value of its cell; and it has a text alternative, `alt`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import io
 import string
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
@@ -52,22 +51,17 @@ class Described(Figure):
 
         drawn, packed = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", dpi=200)
-        # 256 colours are enough for any of these figures, and make the pages half as large.
-        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-            packed, "png", optimize=True
-        )
+        few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # halves the pages
+        few.save(packed, "png", optimize=True)
         width, height = (round(100 * side) for side in self.get_size_inches())
-        display(
-            {"image/png": packed.getvalue(), "text/plain": f"<Figure of {len(self.axes)} axes>"},
-            metadata={"image/png": {"alt": self.alt, "width": width, "height": height}},
-            raw=True,
-        )
+        shown = {"image/png": packed.getvalue(), "text/plain": f"<Figure of {len(self.axes)} axes>"}
+        about = {"image/png": {"alt": self.alt, "width": width, "height": height}}
+        display(shown, metadata=about, raw=True)
 
 
 def _figure(rows: int = 1, columns: int = 1, size=(7.0, 3.0), **kwargs):
-    fig, axes = plt.subplots(
-        rows, columns, figsize=size, layout="constrained", FigureClass=Described, **kwargs
-    )
+    kwargs |= {"figsize": size, "layout": "constrained", "FigureClass": Described}
+    fig, axes = plt.subplots(rows, columns, **kwargs)
     plt.close(fig)
     return fig, axes
 
@@ -95,7 +89,7 @@ def _percent(axis, decimals: int | None = 0) -> None:
     axis.set_major_formatter(PercentFormatter(1, decimals))
 
 
-def _pairs(names, values, spoken=lambda value: f"{value:.0%}") -> list[str]:
+def _pairs(names, values, spoken="{:.0%}".format) -> list[str]:
     """A sentence part for each name and value."""
     return [f"{name} {spoken(value)}" for name, value in zip(names, values, strict=True)]
 
@@ -124,23 +118,8 @@ def _picture(ax, image, title: str = "", size: float = 9):
     ax.axis("off")
 
 
-def _kind(name: str, shape: Sequence[int]) -> str:
-    if "group_norm" in name or name.endswith("bias"):
-        return "gamma, beta, bias"
-    if "/head/" in name:
-        return "head"
-    if "/proj/" in name:
-        return "projection"
-    return f"{shape[0]}×{shape[1]} kernel"
-
-
 def anatomy(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> Figure:
-    """A checkpoint's network, stage by stage, beside the parameters that its arrays hold.
-
-    Args:
-        shapes: names and shapes of the arrays, as `bitlib.checkpoint.shapes` gives.
-        resolution: height and width of the input in pixels, for the sizes of the feature maps.
-    """
+    """The network of arrays of these shapes on images of `resolution` pixels, beside its parameters."""
     fig, (left, right) = _figure(1, 2, (WIDTH, 3.6), width_ratios=(1.25, 1))
     units, width, classes = infer(shapes)
     for row, stage in enumerate(STAGES):
@@ -165,7 +144,8 @@ def anatomy(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> Figure:
     for name, shape in shapes.items():
         stage = name.split("/")[1].replace("root_block", "root")
         row = STAGES.index(stage) if stage in STAGES else -1  # the last norm, before the head
-        totals[_kind(name, shape)][row] += np.prod(shape)
+        kind = "head" if "/head/" in name else "projection" if "/proj/" in name else "{}×{} kernel"
+        totals[kind.format(*shape) if len(shape) == 4 else kinds[-1]][row] += np.prod(shape)
     start = np.zeros(len(STAGES))
     for (kind, total), colour in zip(totals.items(), (PURPLE, BLUE, ORANGE, GREEN, RED, GREY), strict=True):
         right.barh(STAGES, total / 1e6, left=start / 1e6, color=colour, label=kind)
@@ -182,13 +162,7 @@ def anatomy(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> Figure:
 
 
 def transfer(sources: Sequence[str], network: str, tasks: Sequence[str]) -> Figure:
-    """The idea of BiT as a drawing: large data sets, one network, and tasks with a few examples each.
-
-    Args:
-        sources: data sets to pre-train on, each a line or two.
-        network: what stands on the network.
-        tasks: what is learnt from few examples.
-    """
+    """The idea of BiT as a drawing: large data sets, one network, and tasks with a few examples each."""
     fig, ax = _figure(size=(WIDTH, 2.9))
     ax.set(xlim=(0, 10), ylim=(-0.25, 5))
     ax.axis("off")
@@ -196,8 +170,8 @@ def transfer(sources: Sequence[str], network: str, tasks: Sequence[str]) -> Figu
     columns = ((1.3, BLUE, sources, "pre-train once"), (8.6, GREEN, tasks, "transfer to many tasks"))
     for x, colour, texts, title in columns:
         ax.text(x, 4.75, title, ha="center", weight="bold")
+        box = {"boxstyle": "round,pad=0.45", "fc": "white", "ec": colour, "lw": 1.5}
         for y, text in zip(np.linspace(3.7, 0.4, len(texts)), texts, strict=True):
-            box = {"boxstyle": "round,pad=0.45", "fc": "white", "ec": colour, "lw": 1.5}
             ax.text(x, y, text, ha="center", va="center", bbox=box, fontsize=9)
             ends = ((3.8, 2.05), (2.5, y)) if x < 5 else ((7.4, y), (6.2, 2.05))
             ax.annotate("", *ends, arrowprops=arrow)
@@ -212,8 +186,7 @@ def standardization(kernel, standardized) -> Figure:
     for ax, values, title in zip(axes, (kernel, standardized), ("as stored", "standardised"), strict=True):
         values = np.asarray(values).reshape(-1, np.shape(values)[-1])
         ax.plot(values.mean(axis=0), values.std(axis=0), "o", ms=5, color=BLUE, alpha=0.5)
-        title = f"{values.shape[-1]} filters, {title}"
-        _plain(ax, title, "mean of a filter's weights", "their standard deviation")
+        _plain(ax, f"{values.shape[-1]} filters, {title}", "mean of weights", "standard deviation")
     span = max(np.abs(axes[0].get_xlim()))
     axes[0].set(xlim=(-span, span), ylim=(0, 1.1 * axes[0].get_ylim()[1]))
     axes[0].locator_params(axis="x", nbins=5)
@@ -266,13 +239,7 @@ def agreement(values, reference, label: str = "logit") -> Figure:
 def predictions(
     pictures: Sequence, top: Sequence[Sequence[tuple[str, float]]], titles: Sequence[str]
 ) -> Figure:
-    """Pictures with their most probable classes as bars, four to a row.
-
-    Args:
-        pictures: images, uint8 or float in [-1, 1], as everywhere here.
-        top: for each, pairs of class name and probability, best first.
-        titles: for each, what to write above it.
-    """
+    """Pictures, uint8 or float in [-1, 1], with their `top` classes and probabilities as bars, best first."""
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
     k = max(len(best) for best in top)
@@ -294,10 +261,7 @@ def predictions(
 
 
 def shorten(name: str, length: int = 34) -> str:
-    """The first of a class's names, fit for a figure: LATIN CAPITAL LETTER O -> Latin capital letter O.
-
-    The letter that it describes has its own case: LATIN SMALL LETTER T -> Latin small letter t.
-    """
+    """The first of a class's names, fit for a figure: LATIN SMALL LETTER T -> Latin small letter t."""
     name = name.split(",")[0]
     if name.isupper():
         letters = () if "SMALL" in name and "CAPITAL" not in name else (*string.ascii_uppercase, "AE", "OI")
@@ -311,17 +275,13 @@ def _share(pair: tuple[str, float]) -> str:
 
 
 def confusions(pairs: Sequence[tuple], count: int = 6) -> Figure:
-    """Pictures that were taken for another class, each beside that class as it is usually drawn.
-
-    Args:
-        pairs: picture, its true name, picture of the class it was taken for, that class's name.
-    """
+    """Pictures, with their true names, above a picture and the name of the class they were taken for."""
     pairs = pairs[:count]
     columns = max(1, len(pairs))
     fig, axes = _grid(2, columns, (min(1.75 * columns, WIDTH), 3.4))
-    for column, (picture, true_name, other, other_name) in enumerate(pairs):
-        _picture(axes[0, column], picture, _wrapped(true_name), 8)
-        _picture(axes[1, column], other, "taken for\n" + _wrapped(other_name), 8)
+    for above, below, (picture, true_name, other, other_name) in zip(*axes, pairs, strict=False):
+        _picture(above, picture, _wrapped(true_name), 8)
+        _picture(below, other, "taken for\n" + _wrapped(other_name), 8)
     taken = [f"{shorten(pair[1])} for {shorten(pair[3])}" for pair in pairs]
     return fig.described("Pictures above the class that they were taken for:", taken or ["none"])
 
@@ -333,12 +293,9 @@ def _wrapped(name: str) -> str:
 def near_misses(
     pictures: Sequence, rows: Sequence[Sequence[tuple[str, float]]], drawn: Sequence = ()
 ) -> Figure:
-    """One picture a class, and the classes that pictures of its kind are most often taken for.
+    """A picture of each class, uint8, and the names and shares of those that it is most often taken for.
 
-    Args:
-        pictures: one picture each, uint8 `[H, W]`.
-        rows: for each, pairs of class name and share of the pictures, most frequent first.
-        drawn: for each, a picture of the class it is most often taken for, shown beside it.
+    Beside it, if it is there, the one that is `drawn` of the most frequent of them.
     """
     columns = -(-len(pictures) // 2)
     fig, axes = _grid(4, columns, (min(2.1 * columns, WIDTH), 5.0), height_ratios=(1, 1.3) * 2)
@@ -359,10 +316,9 @@ def mistakes(pictures: Sequence, titles: Sequence[str], scores: Sequence[float],
     """One picture as the network sees it under several treatments, each with its score in [0, 1]."""
     size = (min(1.75 * len(pictures), WIDTH), 2.7)
     fig, axes = _figure(2, len(pictures), size, height_ratios=(2, 1), squeeze=False)
-    for column, (picture, title, score) in enumerate(zip(pictures, titles, scores, strict=True)):
-        _picture(axes[0, column], picture, title, 8)
-        ax = axes[1, column]
-        ax.barh([0], [score], color=GREEN if column == 0 else RED)
+    for above, ax, picture, title, score in zip(*axes, pictures, titles, scores, strict=True):
+        _picture(above, picture, title, 8)
+        ax.barh([0], [score], color=GREEN if above is axes[0, 0] else RED)
         ax.text(0.03, 0, f"{score:.1%}", va="center", fontsize=9)
         ax.set(xlim=(0, 1), ylim=(-0.8, 0.8), xticks=[0, 1], yticks=[])
         ax.spines[["top", "right", "left"]].set_visible(False)
@@ -388,13 +344,7 @@ def curve(
 
 
 def neighbours(queries: Sequence, found: Sequence[Sequence], titles: Sequence[Sequence[str]]) -> Figure:
-    """Each row a picture, and the pictures most like it, most similar first.
-
-    Args:
-        queries: the pictures looked for.
-        found: for each, the pictures found.
-        titles: for each row, what to write above the query and above each picture found.
-    """
+    """Each row a query, and the pictures found most like it, best first, with a title above each."""
     columns = 1 + max(len(row) for row in found)
     fig, axes = _grid(len(queries), columns, (1.15 * columns, 1.35 * len(queries)))
     for row, (query, pictures, names) in enumerate(zip(queries, found, titles, strict=True)):
@@ -407,12 +357,9 @@ def neighbours(queries: Sequence, found: Sequence[Sequence], titles: Sequence[Se
 
 
 def maps(points: Mapping[str, np.ndarray], labels: Sequence[int], names: Sequence[str]) -> Figure:
-    """Flat maps of high-dimensional vectors: every picture is written as its class where it fell.
+    """Flat maps of vectors, float `[N, 2]` by title: at each point the name of its class, a character or two.
 
-    Args:
-        points: by title, float `[N, 2]`.
-        labels: int `[N]`, the class of each point.
-        names: what to write for each class, a character or two.
+    `labels` are int `[N]`; `names` are by label.
     """
     fig, axes = _figure(1, len(points), (WIDTH, WIDTH / len(points) + 0.5), squeeze=False)
     colours = plt.colormaps["tab10"]
@@ -422,8 +369,8 @@ def maps(points: Mapping[str, np.ndarray], labels: Sequence[int], names: Sequenc
         low, high = np.min(xy, axis=0), np.max(xy, axis=0)
         margin = 0.03 * (high - low) + 1e-6
         xlim, ylim = np.transpose([low - margin, high + margin])
-        ax.set(xlim=xlim, ylim=ylim)
-        ax.set(title=title, xticks=[], yticks=[], xlabel="t-SNE, no unit", ylabel="t-SNE, no unit")
+        ax.set(title=title, xlim=xlim, ylim=ylim, xticks=[], yticks=[])
+        ax.set(xlabel="t-SNE, no unit", ylabel="t-SNE, no unit")
     text = f"Maps of {len(labels)} pictures in the plane, each written as its class:"
     return fig.described(text, list(points), ", ")
 
@@ -434,12 +381,7 @@ def few_shot_curves(
     title: str = "Learning from few examples",
     x_name: str = "examples of each class",
 ) -> Figure:
-    """Accuracy against the number of examples of each class: the mean, and the spread over draws.
-
-    Args:
-        shots: examples of each class; or other numbers, if `title` and `x_name` say which.
-        scores: by title, float `[len(shots), draws]` in [0, 1].
-    """
+    """Accuracies by name, float `[len(shots), draws]` in [0, 1]: their mean, and the range over draws."""
     fig, ax = _figure(size=(6, 3.4))
     for (name, values), (colour, line), marker in zip(scores.items(), cycle(LINES), cycle("os^d")):
         mean = np.mean(values, axis=1)
@@ -457,12 +399,7 @@ def few_shot_curves(
 
 
 def feature_maps(picture, stages: Mapping[str, np.ndarray], count: int = 6) -> Figure:
-    """The channels of each stage that vary most over a picture, `count` of them, as grey maps.
-
-    Args:
-        picture: the input.
-        stages: by name, one picture's maps, float `[H, W, C]`.
-    """
+    """A picture, and of its maps `[H, W, C]` by stage the `count` channels that vary most, in grey."""
     rows = len(stages) + 1
     fig, axes = _grid(rows, count + 1, (1.15 * (count + 1), 1.25 * rows))
     axes[0, 0].text(0.5, 0.5, "input", ha="center", va="center", fontsize=9)
@@ -528,13 +465,7 @@ def gallery(pictures: Sequence, titles: Sequence[str], columns: int = 8) -> Figu
 def learning_curves(
     histories: Mapping[str, History], boundaries: Sequence[int] = (), loss: str = "cross-entropy"
 ) -> Figure:
-    """Loss of the training batches, and accuracy on the pictures set aside, against steps.
-
-    Args:
-        histories: by title, as `bitlib.finetune.fit` returns them, validated now and then.
-        boundaries: steps to mark, those at which the rate falls.
-        loss: what it is.
-    """
+    """The named loss of training batches, and validation accuracy, against steps; `boundaries` are marked."""
     fig, (left, right) = _figure(1, 2, (WIDTH, 3.2))
     ends = []
     for (colour, style), (title, history) in zip(cycle(LINES), histories.items()):
@@ -553,68 +484,43 @@ def learning_curves(
     return fig.described(text, ends, ", ")
 
 
-def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str) -> Figure:
-    """Accuracies by task and method: the mean, and a line over its interval.
-
-    Args:
-        values: by task, then by method: the mean in [0, 1] and half the width of its interval; an infinite
-            interval is not drawn.
-    """
-    methods = _keys(values)
-    height = 0.9 + 0.2 * (len(methods) > 4) + 0.16 * len(methods) * len(values) + 0.12 * len(values)
+def _intervals(values, title: str, x_name: str, written: Callable[[float], str]):
+    """A chart of means and half intervals by row and name, each mean `written` beside it."""
+    names = _keys(values)
+    height = 0.9 + 0.2 * (len(names) > 4) + 0.16 * len(names) * len(values) + 0.12 * len(values)
     fig, ax = _figure(size=(WIDTH, height))
-    low = 1.0
-    for number, (method, (colour, marker)) in enumerate(zip(methods, cycle(POINTS))):
-        offset = 0.75 * ((number + 0.5) / len(methods) - 0.5)
-        label: str | None = method
-        for row, found in enumerate(values.values()):
-            if method not in found:
-                continue
-            mean, half = found[method]
-            interval = half if np.isfinite(half) else 0
-            low, y = min(low, mean - interval), row + offset
-            style = {"fmt": marker, "color": colour, "ms": 5, "lw": 1.4}
-            ax.errorbar(mean, y, xerr=interval or None, label=label, **style)
-            label = None  # one entry in the legend
-            beside = {"transform": ax.get_yaxis_transform(), "color": colour}
-            ax.text(1.01, y, f"{mean:.1%}", va="center", fontsize=7, **beside)
+    for number, (name, (colour, marker)) in enumerate(zip(names, cycle(POINTS))):
+        found = [(row, *pairs[name]) for row, pairs in enumerate(values.values()) if name in pairs]
+        rows, means, halves = np.transpose(found)
+        places = rows + 0.75 * ((number + 0.5) / len(names) - 0.5)
+        halves = np.where(np.isfinite(halves), halves, np.nan)  # which draws none
+        style = {"fmt": marker, "color": colour, "ms": 5, "elinewidth": 1.4, "label": name}
+        ax.errorbar(means, places, xerr=halves, **style)
+        beside = {"transform": ax.get_yaxis_transform(), "color": colour, "fontsize": 7, "va": "center"}
+        for place, mean in zip(places, means, strict=True):
+            ax.text(1.01, place, written(mean), **beside)
     _rows_named(ax, values)
-    ax.set_xlim(max(0, low - 0.02), 1.005)
-    _percent(ax.xaxis)
     ax.grid(axis="x", color=GREY, alpha=0.3)
-    _legend_above(fig, ax, min(len(methods), 4))
-    _plain(ax, title, "accuracy")
+    _legend_above(fig, ax, min(len(names), 4))
+    _plain(ax, title, x_name)
+    return fig, ax
+
+
+def by_task(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str) -> Figure:
+    """Mean accuracies in [0, 1] by task and method, and half their intervals; infinite ones are not drawn."""
+    fig, ax = _intervals(values, title, "accuracy", "{:.1%}".format)
+    ax.set_xlim(max(0, ax.get_xlim()[0]), 1.005)
+    _percent(ax.xaxis)
     return fig.described(f"{title}, means with intervals.", _listed(values, lambda pair: f"{pair[0]:.0%}"))
 
 
 def differences(values: Mapping[str, Mapping[str, tuple[float, float]]], title: str) -> Figure:
-    """Paired differences by task, with intervals, beside a line at zero.
-
-    Args:
-        values: by task, then by name: the mean difference as a share, and half the width of its interval.
-    """
-    names = _keys(values)
-    fig, ax = _figure(size=(WIDTH, 1.0 + 0.17 * len(names) * len(values) + 0.12 * len(values)))
+    """As `by_task`, of differences as shares, in percentage points beside a line at zero."""
+    fig, ax = _intervals(values, title, "percentage points", lambda mean: f"{100 * mean:+.1f}")
     ax.axvline(0, color="black", lw=0.8)
-    for row, of_task in enumerate(values.values()):
-        for name, (mean, half) in of_task.items():
-            number = names.index(name)
-            colour, marker = POINTS[number % len(POINTS)]
-            y = row + 0.75 * ((number + 0.5) / len(names) - 0.5)
-            interval = 100 * half if np.isfinite(half) else None
-            ax.errorbar(100 * mean, y, xerr=interval, fmt=marker, color=colour, ms=5, lw=1.4, label=name)
-            style = {"transform": ax.get_yaxis_transform(), "color": colour, "fontsize": 7}
-            ax.text(1.01, y, f"{100 * mean:+.1f}", va="center", **style)
-    _rows_named(ax, values)
-    ax.grid(axis="x", color=GREY, alpha=0.3)
-    entries = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    fig.legend(entries.values(), entries, loc="outside upper center", ncols=min(5, len(names)), frameon=False)
-    _plain(ax, title, "percentage points")
-
-    def spoken(pair: tuple[float, float]) -> str:
-        return f"{100 * pair[0]:+.1f} ± {100 * pair[1]:.1f}"
-
-    return fig.described(f"{title}, mean differences in points with intervals.", _listed(values, spoken))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, None, symbol=""))
+    said = _listed(values, lambda pair: f"{100 * pair[0]:+.1f} ± {100 * pair[1]:.1f}")
+    return fig.described(f"{title}, mean differences in points with intervals.", said)
 
 
 def scatter(points: Mapping[str, tuple[float, float]], title: str, x_name: str, y_name: str) -> Figure:
@@ -623,8 +529,7 @@ def scatter(points: Mapping[str, tuple[float, float]], title: str, x_name: str, 
     for (name, (x, y)), (colour, _), marker in zip(points.items(), cycle(POINTS), cycle("os^Dv")):
         ax.plot(x, y, marker, color=colour, ms=7, label=name)
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     ax.set_xlim(0, None)
     ax.grid(color=GREY, alpha=0.3)
     fig.legend(loc="outside right center", frameon=False, fontsize=9)
@@ -636,21 +541,14 @@ def scatter(points: Mapping[str, tuple[float, float]], title: str, x_name: str, 
 def saliency(
     pictures: Sequence, gradients: Sequence, titles: Sequence[str], what: str = "the size of the gradient"
 ) -> Figure:
-    """Pictures, and below each how much every pixel would move an output: the size of its gradient.
-
-    Args:
-        pictures: images.
-        gradients: for each, the derivatives of one output by its values, float `[H, W, 3]`.
-        titles: for each, the class whose output it is.
-        what: what the maps show, if something else of the shape `[H, W, channels]`.
-    """
+    """Pictures with their classes as titles, above the largest of each pixel's gradients `[H, W, C]`."""
     side = min(2.0, WIDTH / len(pictures))
     fig, axes = _grid(2, len(pictures), (side * len(pictures), 2 * side + 0.6))
     where = []
-    for column, (picture, gradient, title) in enumerate(zip(pictures, gradients, titles, strict=True)):
+    for above, ax, picture, gradient, title in zip(*axes, pictures, gradients, titles, strict=True):
         size = np.abs(np.asarray(gradient)).max(axis=-1)
-        _picture(axes[0, column], picture, _wrapped(title))
-        axes[1, column].imshow(size, cmap="magma")
+        _picture(above, picture, _wrapped(title))
+        ax.imshow(size, cmap="magma")
         row, place = np.unravel_index(size.argmax(), size.shape)
         where.append(f"{shorten(title)}: row {row}, column {place}")
     return fig.described(f"Pictures above maps of {what}, which is largest at", where)

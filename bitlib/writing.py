@@ -7,11 +7,8 @@ At every moment a path that `replacing` writes holds the old or the new, whole: 
   A file then takes its place in one rename; a folder and its predecessor exchange their names in one step.
 - Where the system cannot exchange names (anything but Linux, some network disks), the old folder is moved
   into the scratch folder first; after a kill between the two renames the next writer puts it back.
-- The next writer sweeps what killed ones left; a living one holds a lock in its scratch folder. Two writers
-  do not wait for each other: each puts a whole result there, the later one stays.
-
-A file never replaces a folder, nor a folder a file. A link stays: what it points to is replaced. A reader
-that opens the files of a folder one by one meanwhile may get some of the old and some of the new.
+- The next writer sweeps what killed ones left; a living one holds a lock in its scratch folder. Of two
+  writers at once, the later one's result stays.
 """
 
 from __future__ import annotations
@@ -74,10 +71,7 @@ def write_note(path: Path, digest: str) -> None:
 
 
 def verify(path: Path) -> str:
-    """Compare a file with the SHA-256 noted beside it, and note it where there is no note yet.
-
-    Returns:
-        the SHA-256, in hexadecimal.
+    """The SHA-256 of a file in hexadecimal, compared with the one noted beside it, or noted there now.
 
     Raises:
         ConnectionError: the file is not what was downloaded, or the note is damaged.
@@ -90,36 +84,31 @@ def verify(path: Path) -> str:
     with note.open("rb") as file:
         noted = re.match(rb"\s*([0-9A-Fa-f]{64})(?![0-9A-Fa-f])", file.read(200))
     if not noted:
-        raise ConnectionError(
-            f"{note}: expected the SHA-256 of {path.name}, 64 hexadecimal digits, found something else; "
-            "delete it to trust the file as it is, or delete both to download it again"
-        )
+        advice = "delete it to trust the file as it is, or delete both to download it again"
+        raise ConnectionError(f"{note}: expected the SHA-256 of {path.name}, found something else; {advice}")
     expected = noted[1].decode().lower()
     if digest != expected:
-        raise ConnectionError(
-            f"{path}: changed since it was downloaded (SHA-256 {digest[:12]}…, not {expected[:12]}…); "
-            f"delete it and {note.name} to download it again"
-        )
+        which = f"SHA-256 {digest[:12]}…, not {expected[:12]}…"
+        advice = f"delete it and {note.name} to download it again"
+        raise ConnectionError(f"{path}: changed since it was downloaded ({which}); {advice}")
     return digest
 
 
 @contextmanager
 def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] | None = None) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the body succeeds, and vanishes if not.
+    """A temporary path beside `path`, of its suffix: takes its place if the body succeeds, else vanishes.
+
+    Where `path` is a link, what it points to is replaced.
 
     Args:
         path: where to; its folder exists.
-        unless: the body writes a folder. Given the folder that stands there, `unless` gives the reason why
-            it must not be replaced ("holds notes.txt, …"), or None. Without it the body writes a file.
-
-    Yields:
-        The temporary path, of the same suffix, for the body to write a file or a folder to.
+        unless: given by a body that writes a folder: of the folder that stands there it returns the reason
+            why that must not be replaced ("holds notes.txt, …"), or None.
 
     Raises:
         FileNotFoundError: the folder that `path` would be in does not exist, or the body wrote nothing.
-        IsADirectoryError: a file is to be written, and `path` is a folder.
-        FileExistsError: `path` is a folder to which `unless` objects, or a file where a folder is
-            to be written, or neither file nor folder.
+        IsADirectoryError, FileExistsError: what stands there is a folder and should be a file, or the other
+            way round; it is neither; or `unless` objects.
         OSError: the disk is full, or the like.
     """
     given, path = path, Path(os.path.realpath(path))
@@ -148,16 +137,14 @@ def replacing(path: str | os.PathLike, unless: Callable[[Path], str | None] | No
 
 def _check(path: Path, unless) -> None:
     """Raise unless what stands at `path`, if anything, may be replaced."""
-    reason: str | None = None
-    kind: type[OSError] = FileExistsError
+    reason = None
     with suppress(FileNotFoundError):  # another writer moved it away meanwhile
-        if path.is_dir() and unless:
-            reason = unless(path)
-        elif path.is_dir():
-            reason, kind = "is a folder, expected a file", IsADirectoryError
+        if path.is_dir():
+            reason = unless(path) if unless else "is a folder, expected a file"
         elif path.exists() and (unless or not path.is_file()):
             reason = f"exists and is not a {'folder' if unless else 'file'}"
     if reason:
+        kind = FileExistsError if unless or not path.is_dir() else IsADirectoryError
         raise kind(f"path: {path} {reason}; choose another path")
 
 

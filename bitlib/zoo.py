@@ -31,16 +31,15 @@ CLASS_LISTS = {
 FOREIGN = {
     ".pb .onnx .tflite": "an export, from which no weights are read; load what it was exported from",
     ".h5 .hdf5": "a file of Keras; a loaded model of as many classes reads it, by `load_weights`",
-    ".pth .pt .bin .ckpt .index .pkl .msgpack": "of another library; PyTorch writes a .safetensors with "
-    "`safetensors.torch.save_file(model.state_dict(), path)`",
+    ".pth .pt .bin .ckpt .index .pkl .msgpack": "of another library; `safetensors.torch.save_file` writes "
+    "PyTorch's weights as a .safetensors",
 }
 """Suffixes of files that are not read, and what to do instead."""
 
 _SUFFIXES = ", ".join(SUFFIXES)
 _HOSTS = re.compile(
-    r"(https?://storage\.(googleapis|cloud\.google)\.com/|gs://)bit_models/|"
-    r"^(https?:)?/*((www\.)?(tfhub\.dev|kaggle\.com/models|huggingface\.co)|hub\.tensorflow\.google\.cn)/",
-    re.IGNORECASE,
+    r"(?i)(https?://storage\.(googleapis|cloud\.google)\.com/|gs://)bit_models/|"
+    r"^(https?:)?/*((www\.)?(tfhub\.dev|kaggle\.com/models|huggingface\.co)|hub\.tensorflow\.google\.cn)/"
 )
 
 ARCHITECTURES = {
@@ -88,8 +87,8 @@ class Card:
         labels: the class list its outputs index: `glyph1k`, `ilsvrc2012`, `imagenet21k`, or None.
         activation: what turns its logits into probabilities: `softmax` or `sigmoid`.
         resolution: height and width in pixels at test time.
-        short_side: images are first resized to this short side, then centre-cropped to `resolution`; None:
-            they are resized straight to it, whatever their shape.
+        short_side: what images are resized to before they are centre-cropped to `resolution`; None: they are
+            resized straight to that, whatever their shape.
         antialias: whether shrinking averages over the pixels it drops. The published pipelines do not.
         top1: published ImageNet top-1 in percent, as printed; None where none was.
         trained_on: the data the weights have seen.
@@ -172,8 +171,8 @@ class Table(list):
         return [header, *map(line, self)]
 
     def _repr_markdown_(self) -> str:
-        lines = ["| " + " | ".join(line) + " |" for line in self._lines()]
-        return "\n".join([lines[0], "| --- " * len(self._lines()[0]) + "|", *lines[1:]])
+        header, *lines = ["| " + " | ".join(line) + " |" for line in self._lines()]
+        return "\n".join([header, "| --- " * 7 + "|", *lines])
 
     def __str__(self) -> str:
         widths = [max(map(len, column)) for column in zip(*self._lines(), strict=True)]
@@ -187,7 +186,7 @@ class Source:
     """Where the weights of a model come from.
 
     Attributes:
-        card: what is known of the model; of a handle, also what that module took and gave.
+        card: of the model; of a handle, with what that module took and gave.
         path: the file.
         verified: its SHA-256, where it was compared when the file was found.
         fingerprint: of the weights as they were loaded (`bitlib.checkpoint.fingerprint`).
@@ -201,8 +200,8 @@ class Source:
     @classmethod
     def of(cls, fields: Mapping) -> Source:
         """The inverse of `config`."""
-        own = fields["verified"], fields.get("fingerprint")
-        return cls(Card.of(fields["card"]), Path(fields["file"]), *own)
+        path = Path(fields["file"])
+        return cls(Card.of(fields["card"]), path, fields["verified"], fields.get("fingerprint"))
 
     def config(self) -> dict:
         """Its fields as JSON, of the path the name alone: it says nothing of the machine."""
@@ -217,7 +216,7 @@ class Source:
 
 @dataclass
 class About:
-    """Everything known of a model beside its weights; a `bitlib.model.BiT` has the same attributes."""
+    """All that is known of a model beside its weights; a `bitlib.model.BiT` has the same attributes."""
 
     card: Card | None = None
     source: Source | None = None
@@ -225,7 +224,7 @@ class About:
 
     @classmethod
     def of(cls, fields: Mapping) -> About:
-        """What `config` gave."""
+        """The inverse of `config`."""
         card, source = fields.get("card"), fields.get("source")
         return cls(card and Card.of(card), source and Source.of(source), fields.get("tuned", False))
 
@@ -237,10 +236,11 @@ class About:
     @staticmethod
     def field(name: str) -> Any:
         """A property of a model whose layer `root` has this record as its `about`."""
-        return property(
-            lambda model: getattr(model.root.about, name),
-            lambda model, value: setattr(model.root.about, name, value),
-        )
+
+        def change(model: Any, value: Any) -> None:
+            setattr(model.root.about, name, value)
+
+        return property(lambda model: getattr(model.root.about, name), change)
 
 
 def _published():
@@ -312,10 +312,9 @@ def _elsewhere() -> dict[str, str]:
         timm = f"resnetv2_{architecture[1:]}_bit"
         found[f"{timm}.goog_in21k"] = found[f"{timm}m_in21k"] = f"BiT-M-{architecture}"
         found[f"{timm}.goog_in21k_ft_in1k"] = found[f"{timm}m"] = f"BiT-M-{architecture}-ILSVRC2012"
-    for kind, (size, end) in itertools.product(
-        (".goog_teacher_in21k_ft_in1k", "_teacher"), ((224, ""), (384, "_384"))
-    ):
-        found[f"resnetv2_152x2_bit{kind}{end}"] = f"R152x2_T_{size}"
+    for size, end in ((224, ""), (384, "_384")):
+        for kind in (".goog_teacher_in21k_ft_in1k", "_teacher"):
+            found[f"resnetv2_152x2_bit{kind}{end}"] = f"R152x2_T_{size}"
     return found
 
 
@@ -327,8 +326,7 @@ def names() -> list[str]:
 def handles(collection: str | None = None) -> list[str]:
     """Every hub handle that `card` and `bitlib.load` understand, or those of one of `COLLECTIONS`.
 
-    Raises:
-        ValueError: there is no such collection.
+    Raises: ValueError, if there is no such collection.
     """
     if collection is None:
         return list(_hub())
@@ -351,10 +349,9 @@ def _spellings() -> dict[str, str]:
 
 def _nearest(bare: str) -> list[str]:
     """The names that a misspelt one may have meant."""
-    if "/" in bare:
-        near = difflib.get_close_matches(f"{_unversioned(bare)}/1", [*_hub(), *COLLECTIONS], 5, 0.6)
-        if near:
-            return near
+    near = difflib.get_close_matches(f"{_unversioned(bare)}/1", [*_hub(), *COLLECTIONS], 5, 0.6)
+    if "/" in bare and near:
+        return near
     wanted = bare.rpartition("/")[2].removesuffix(".npz")
     if wanted.startswith("resnetv2_"):
         return difflib.get_close_matches(wanted, _elsewhere(), 5, 0.5)
@@ -375,8 +372,7 @@ def _unknown(name: object, argument: str) -> ValueError:
     if is_collection(name):
         members = ", ".join(handles(name))
         return ValueError(f"{argument}: {name!r} is a collection; choose one of its members: {members}")
-    near = _nearest(_bare(name)[:200])
-    shown = repr(name if len(name) <= 80 else f"{name[:80]}…")
+    near, shown = _nearest(_bare(name)[:200]), repr(name if len(name) <= 80 else f"{name[:80]}…")
     advice = f"nearest: {', '.join(near)}" if near else "bitlib.zoo.names() lists them all"
     if "://" in _bare(name):
         advice = f"of addresses, those below {BASE_URL} are known, and those of the hub; {advice}"
@@ -410,12 +406,11 @@ def card(name: str | os.PathLike) -> Card:
 
     Args:
         name: as in `names()`, in any case, with or without folder, `BASE_URL` and `.npz`; the paper's short
-            name (`M-R50x1`); a handle of TensorFlow Hub, or of Kaggle, where the hub leads today, with or
-            without host and version; or the name in timm (`resnetv2_50x1_bit.goog_in21k`) or transformers
-            (`google/bit-50`). The card of a handle has the input range and the output of that module.
+            name (`M-R50x1`); a handle of TensorFlow Hub or Kaggle, with or without host and version; or the
+            name in timm (`resnetv2_50x1_bit.goog_in21k`) or transformers (`google/bit-50`). The card of a
+            handle has the input range and the output of that module.
 
-    Raises:
-        ValueError: no such model; the message lists the nearest names, or the members of a collection.
+    Raises: ValueError, which lists the nearest names, or the members of a collection.
     """
     if found := _find(name):
         return found
@@ -446,11 +441,9 @@ def _find(name: str | os.PathLike) -> Card | None:
 def path_of(source: str | os.PathLike) -> Path | None:
     """The file that a source is, which need not be there; None if it is the name of a published model.
 
-    The one place where names, handles, addresses and paths are told apart. A file that is there comes before
-    a name, and a `Path` is always a file.
+    A file that is there comes before a name, and a `Path` is always a file.
 
-    Raises:
-        ValueError: it is neither; or it is a folder, or a file of a kind that is not read.
+    Raises: ValueError, if it is neither, a folder, or a file of a kind that is not read.
     """
     if not isinstance(source, (str, os.PathLike)) or not str(source).strip():
         raise _unknown(source, "source")
@@ -470,20 +463,17 @@ def path_of(source: str | os.PathLike) -> Path | None:
         raise _unknown(text, "source")
     path = expanded(source, "source")
     if (path / "saved_model.pb").is_file():
-        raise CheckpointError(
-            f"{path}: a SavedModel, an export from which no weights are read; `tf.saved_model.load` and "
-            "`hub.load` load it, and `bitlib.load` what it was exported from"
-        )
+        advice = "`tf.saved_model.load` loads it, and `bitlib.load` what it was exported from"
+        raise CheckpointError(f"{path}: a SavedModel, an export without weights to read; {advice}")
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, expected a BiT checkpoint ({', '.join(SUFFIXES)})")
+        raise CheckpointError(f"{path}: a folder, expected a BiT checkpoint ({_SUFFIXES})")
     return path
 
 
 def card_of(source: str | os.PathLike) -> Card:
-    """The card of a name, a handle, or a file: that of the published model of its name, else a plain one.
+    """The card of a name, a handle, or a file: the published one of its name, else a plain one.
 
-    Raises:
-        ValueError: as `path_of`.
+    Raises: as `path_of`.
     """
     path = path_of(source)
     return card(str(source)) if path is None else _find(path.name) or own_card(path.stem, path.name)
@@ -499,12 +489,11 @@ def table(*words: str) -> Table:
 
     The 285 that were fine-tuned on VTAB are listed only if a word asks for them (`table("vtab", "svhn")`).
     """
-
-    def holds_all(card: Card) -> bool:
+    wanted, found = [word.lower() for word in words], Table()
+    with_vtab = not {"vtab", *VTAB_TASKS}.isdisjoint(wanted)
+    for card in _cards().values():
         texts = (card.name, card.file, card.trained_on, card.labels, card.resolution, *card.handles.values())
         text = " ".join(map(str, texts)).lower()
-        return all(word in text for word in wanted) and (with_vtab or not card.file.startswith("vtab/"))
-
-    wanted = [word.lower() for word in words]
-    with_vtab = not {"vtab", *VTAB_TASKS}.isdisjoint(wanted)
-    return Table(filter(holds_all, _cards().values()))
+        if all(word in text for word in wanted) and (with_vtab or not card.file.startswith("vtab/")):
+            found.append(card)
+    return found

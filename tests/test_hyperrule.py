@@ -201,8 +201,8 @@ def test_a_plan_is_a_constant_and_prints_as_a_table():
         ({"base_lr": "0.003"}, "^base_lr: expected a positive number, received '0.003'"),
         ({"base_lr": True}, "^base_lr: expected a positive number, received True"),
         ({"mixup_alpha": "x"}, "^mixup_alpha: expected 0 or more, received 'x'"),
-        ({"image_size": 224.0}, "^image_size: expected a positive whole number, received 224.0"),
-        ({"image_size": None}, "^image_size: expected a positive whole number, received None"),
+        ({"image_size": 224.0}, "^image_size: expected at least 1, a whole number, received 224.0"),
+        ({"image_size": None}, "^image_size: expected at least 1, a whole number, received None"),
     ],
 )
 def test_arguments_of_another_kind_are_refused(arguments, words):

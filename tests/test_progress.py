@@ -18,9 +18,8 @@ def test_in_a_terminal_it_is_text(capsys):
     assert "3/3" in capsys.readouterr().err
 
 
-def test_on_a_page_it_is_html_and_nothing_is_red(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "_in_kernel", lambda: True)
-    InteractiveShell.instance()  # without one, there is nobody to display to
+def test_on_a_page_it_is_html_and_nothing_is_red(capsys):
+    InteractiveShell.instance().config["IPKernelApp"] = {}  # as a kernel's has
     with capture_output() as captured, progress.bar(3, "step", mininterval=0) as bar:
         bar.update(2)
         bar.set_postfix(loss="0.5")
