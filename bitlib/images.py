@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import io
-import operator
 import os
 import re
 import stat
@@ -341,6 +340,7 @@ def resize(image: np.ndarray, size: tuple[int, ...], antialias: bool = False) ->
         if image.shape[axis] == length:
             continue
         taps, weights = _taps(image.shape[axis], length, antialias)
+        image = np.moveaxis(image, axis, 0)
         if taps.shape[1] < 8:
             columns = weights.T.reshape(-1, length, *[1] * (image.ndim - 1))
             image = sum(image[tap] * weight for tap, weight in zip(taps.T, columns, strict=True))
