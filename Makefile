@@ -71,7 +71,7 @@ backends: .venv-jax/installed .venv-torch/installed
 	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest tests/test_habits.py tests/test_backends.py
 	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest tests/test_habits.py tests/test_backends.py
 
-# make backends TORCH=torch==2.13.0 for one version; on a machine without a GPU, name a build without CUDA.
+# On a machine without a GPU, name a build without CUDA: make backends TORCH=torch==2.13.0, where pip finds one.
 TORCH ?= torch
 .venv-%/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-$*

@@ -240,7 +240,8 @@ def _watched(work: Callable[[], None], now: SimpleNamespace, seconds: float) -> 
 
     def run() -> None:
         try:
-            done.set_result(work())
+            work()
+            done.set_result(None)
         except BaseException as error:
             done.set_exception(error)
 
