@@ -14,15 +14,9 @@ _MODULES = (
     "labels", "litert", "model", "patience", "plots", "reference", "savedmodel", "zoo",
 )  # fmt: skip
 _MOVED = {
-    "digests": "writing",
-    "glyphs": "tasks",
-    "handles": "zoo",
-    "paths": "writing",
-    "settings": "fetching",
-    "tables": "zoo",
-    "tensors": "archive",
-    "torchnames": "archive",
-}
+    "digests": "writing", "glyphs": "tasks", "handles": "zoo", "paths": "writing",
+    "settings": "fetching", "tables": "zoo", "tensors": "archive", "torchnames": "archive",
+}  # fmt: skip
 """Modules of earlier versions, and those that have what they had."""
 
 __all__ = [*_HOMES, *_MODULES]

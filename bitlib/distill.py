@@ -11,7 +11,6 @@ import math
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import keras
@@ -21,7 +20,7 @@ from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from bitlib import finetune, loop, ops
 from bitlib.examples import prepare, takes_context
 from bitlib.hyperrule import Plan
-from bitlib.inputs import check_whole
+from bitlib.inputs import check_number, check_whole
 from bitlib.model import BiT
 from bitlib.resume import History
 
@@ -60,8 +59,7 @@ def plan(
     resize = check_whole("resize", crop * 8 // 7 if resize is None else resize, least=crop)
     check_whole("steps", steps)
     check_whole("batch_size", batch_size)
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate: expected a positive number, received {learning_rate!r}")
+    check_number("learning_rate", learning_rate)
     return Matching(
         variant="matching",
         steps=steps,
@@ -131,10 +129,8 @@ def match(
     given = prepare(images, None, name="images")
     rule = plan(**{"crop": given.side, "steps": steps} | how)
     finetune.check_steps(rule, accumulate, save_every, validate_every)
-    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: expected a positive number, received {temperature!r}")
-    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay: expected 0 or a positive number, received {weight_decay!r}")
+    check_number("temperature", temperature)
+    check_number("weight_decay", weight_decay, least=0)
     num_classes = _check_pair(teacher, student, rule)
     validate = None
     if validation is not None:

@@ -324,7 +324,7 @@ def _memorized(singles: Iterator, name: str) -> Callable[[], Iterator]:
         size += single[0].nbytes
         if size > READ_BYTES:
             expected = f"a generator of at most {READ_BYTES:,} bytes, as it is read to memory"
-            raise ValueError(f"{name}: expected {expected}; or give the function that makes it")
+            raise ValueError(f"{name}: expected {expected}; of a larger or endless one, give the function")
     return partial(iter, read)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from bitlib import progress
 from bitlib.datasets import draw
 from bitlib.devices import forward
 from bitlib.examples import image_batches
-from bitlib.inputs import array, check_images, check_whole
+from bitlib.inputs import array, check_images, check_number, check_whole
 from bitlib.model import BiT
 from bitlib.ops import PLAIN
 
@@ -67,10 +66,7 @@ def extract(
 
 
 def _compiled(model: BiT, stage: str, average: bool) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that computes a stage, compiled once and cached with its model.
-
-    To trace an R50x1 takes as long as to compute fifty images.
-    """
+    """A function that computes a stage, compiled once and cached with its model: tracing is slow."""
 
     def compute(batch):
         result = model.stages(batch)[stage]
@@ -129,8 +125,7 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, regularization: float =
     from threadpoolctl import threadpool_limits
 
     features, labels = _check_labelled(features, labels)
-    if not (isinstance(regularization, Real) and 0 < regularization < np.inf):
-        raise ValueError(f"regularization: expected a positive number, received {regularization!r}")
+    check_number("regularization", regularization)
     # Threads waiting for each other make a small fit ten times slower, on a busy machine hundreds of times.
     with threadpool_limits(1 if np.size(features) < 10_000_000 else None):
         return LogisticRegression(C=regularization, max_iter=5000).fit(features, labels)

@@ -10,12 +10,10 @@ arXiv 1912.11370, section 3.3 ("Downstream Fine-Tuning") and supplement F; the o
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from bitlib.inputs import check_whole
+from bitlib.inputs import check_number, check_whole
 from bitlib.zoo import VTAB_TASKS
 
 REFERENCE_BATCH_SIZE = 512
@@ -134,7 +132,7 @@ def plan(
         raise ValueError(f"image_size: expected one number or height and width, received {image_size!r}")
     height, width = (check_whole("image_size", side) for side in sides)
     batch_size = check_whole("batch_size", batch_size)
-    _number("base_lr", base_lr)
+    check_number("base_lr", base_lr)
     for name, value in (("random_flip", random_flip), ("random_crop", random_crop)):
         if value not in (None, False, True):
             raise ValueError(f"{name}: expected None, True or False, received {value!r}")
@@ -144,12 +142,10 @@ def plan(
         raise ValueError(f"task: expected None or one of {', '.join(VTAB_TASKS)}, received {task!r}")
     if mixup_alpha is None:
         mixup_alpha = 0.0 if num_examples < SMALL else 0.1
-    _number("mixup_alpha", mixup_alpha, least=0)
+    check_number("mixup_alpha", mixup_alpha, least=0)
 
-    if height * width < 96 * 96:
-        rule = 160, 128
-    else:
-        rule = (512, 480) if variant == "official" or architecture == "R152x4" else (448, 384)
+    large = (512, 480) if variant == "official" or architecture == "R152x4" else (448, 384)
+    rule = (160, 128) if height * width < 96 * 96 else large
     crop = None if crop is None else check_whole("crop", crop)
     resize = max(rule[0], crop or 0) if resize is None else check_whole("resize", resize)
     crop = crop or min(rule[1], resize)
@@ -182,11 +178,3 @@ def _supports(num_examples: int, variant: str) -> tuple[int, ...]:
     if num_examples < LARGE:
         return warmup, 3_000, 6_000, 9_000, 10_000
     return warmup, 6_000, 12_000, 18_000, 20_000
-
-
-def _number(name: str, value, least: float | None = None) -> None:
-    """Raise ValueError unless it is a finite number above 0, or from `least` on."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or (value <= 0 if least is None else value < least):
-        expected = "a positive number" if least is None else f"{least} or more"
-        raise ValueError(f"{name}: expected {expected}, received {value!r}")

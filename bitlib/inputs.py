@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import re
 import warnings
@@ -63,6 +64,14 @@ def check_whole(name: str, value: Any, most: float = math.inf, least: int = 1, e
         limits = f"at least {least}, a whole number" if most == math.inf else f"{least} to {most}"
         raise ValueError(f"{name}: expected {expected or limits}, received {value!r}")
     return number
+
+
+def check_number(name: str, value: Any, least: float | None = None) -> None:
+    """Raise ValueError unless it is a finite number above 0, or from `least` on."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (value <= 0 if least is None else value < least):
+        expected = "a positive number" if least is None else f"{least} or more"
+        raise ValueError(f"{name}: expected {expected}, received {value!r}")
 
 
 def check_images(images: Any, smallest: int = SMALLEST, first: int = 0, warn: bool = True) -> None:

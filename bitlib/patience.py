@@ -39,9 +39,7 @@ class Data:
     Attributes:
         crop: height and width of what teacher and student see, in pixels.
         images: those to learn from, without labels.
-        labelled: the images and labels of the few that have some; they are among `images` too.
-        test: images and labels set aside.
-        class_names: by label.
+        labelled, test: images and labels, of the few among `images` that have some, and of those set aside.
     """
 
     crop: int
@@ -136,7 +134,6 @@ def matched(
             and the teacher always the centre, `fixed`.
         pictures: to match on; None for those of `given`.
         resize: height and width that crops are cut from, in pixels; None for those of `given`'s images.
-        width: of the student.
     """
     pictures = given.images if pictures is None else pictures
     resize = resize or given.images.shape[1]

@@ -32,6 +32,8 @@ POINTS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PURPLE, "^"), (RED, "v"), (
 WIDTH = 8.3
 """Width in inches of the widest figure: at 100 pixels an inch, what JupyterLab shows without shrinking it."""
 
+Pairs = Sequence[Sequence[tuple[str, float]]]  # for each picture, names of classes and shares
+
 STAGES = ("root", "block1", "block2", "block3", "block4", "head")
 
 
@@ -236,9 +238,7 @@ def agreement(values, reference, label: str = "logit") -> Figure:
     )
 
 
-def predictions(
-    pictures: Sequence, top: Sequence[Sequence[tuple[str, float]]], titles: Sequence[str]
-) -> Figure:
+def predictions(pictures: Sequence, top: Pairs, titles: Sequence[str]) -> Figure:
     """Pictures, uint8 or float in [-1, 1], with their `top` classes and probabilities as bars, best first."""
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
@@ -290,9 +290,7 @@ def _wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(shorten(name, 44), 17))
 
 
-def near_misses(
-    pictures: Sequence, rows: Sequence[Sequence[tuple[str, float]]], drawn: Sequence = ()
-) -> Figure:
+def near_misses(pictures: Sequence, rows: Pairs, drawn: Sequence = ()) -> Figure:
     """A picture of each class, uint8, and the names and shares of those that it is most often taken for.
 
     Beside it, if it is there, the one that is `drawn` of the most frequent of them.

@@ -31,10 +31,8 @@ TRAINING_FONTS = (
 """The fonts that BiT-XS was trained on."""
 
 UNSEEN_STYLES = ("DejaVuSansMono-BoldOblique", "DejaVuSerif-Italic", "STIXGeneralItalic")
-"""Fonts kept back from training: new styles of typefaces that it did see."""
-
 UNSEEN_TYPEFACES = ("cmr10", "cmb10", "cmss10", "cmtt10")
-"""Fonts kept back from training: Computer Modern, of which it saw no style at all (52 letters)."""
+"""Fonts kept from it: new styles of typefaces that it did see, and one that it did not (52 letters)."""
 
 
 def font_path(font: str) -> str:

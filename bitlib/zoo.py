@@ -43,13 +43,9 @@ _HOSTS = re.compile(
 )
 
 ARCHITECTURES = {
-    "R50x1": "80.4–80.7",
-    "R50x3": "84.0",
-    "R101x1": "82.3",
-    "R101x3": "84.4",
-    "R152x2": "84.5–85.2",
-    "R152x4": "84.9–85.4",
-}
+    "R50x1": "80.4–80.7", "R50x3": "84.0", "R101x1": "82.3",
+    "R101x3": "84.4", "R152x2": "84.5–85.2", "R152x4": "84.9–85.4",
+}  # fmt: skip
 """Published networks, and the ImageNet top-1 in percent of BiT-M fine-tuned on it, as published."""
 
 VTAB_ARCHITECTURES = ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4")
@@ -59,10 +55,7 @@ VTAB_TASKS = (
     "smallnorb-azimuth", "clevr-distance", "clevr-count", "dmlab", "kitti-distance", "dsprites-xpos",
 )  # fmt: skip
 
-COLLECTIONS = {
-    "google/collections/bit": "google/bit/",
-    "sayakpaul/collections/bit-resnet": "sayakpaul/",
-}
+COLLECTIONS = {"google/collections/bit": "google/bit/", "sayakpaul/collections/bit-resnet": "sayakpaul/"}
 """Collections of TensorFlow Hub, and how the handles of their members begin."""
 
 BIT_CITATION = (

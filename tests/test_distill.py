@@ -78,10 +78,10 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("how", "message"),
         [
-            ({"crop": 31}, "^crop: expected a whole number, at least 32, received 31"),
+            ({"crop": 31}, "^crop: expected at least 32, a whole number, received 31"),
             ({"steps": 0}, "^steps: .* at least 1"),
             ({"batch_size": 2.0}, "^batch_size: "),
-            ({"resize": 40, "crop": 48}, "^resize: .* at least crop, 48"),
+            ({"resize": 40, "crop": 48}, "^resize: expected at least 48"),
             ({"learning_rate": float("nan")}, "^learning_rate: "),
             ({"temperature": 0}, "^temperature: expected a positive number"),
             ({"weight_decay": -1}, "^weight_decay: "),
