@@ -20,8 +20,7 @@ import numpy as np
 
 from bitlib import inputs
 
-READ_BYTES = 1 << 30
-"""As much of a generator, which can be read once only, is read into memory."""
+READ_BYTES = 1 << 30  #: as much of a generator, which can be read once only, is read into memory
 
 
 @dataclass(frozen=True)

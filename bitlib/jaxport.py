@@ -14,8 +14,7 @@ from bitlib.layout import HEAD, check, infer, layout
 
 Arrays = Mapping[str, np.ndarray]
 
-SHAPES = "(batch, height, width, 3)"
-"""Of images, for jax2tf: what has a name may be of any size."""
+SHAPES = "(batch, height, width, 3)"  #: of images, for jax2tf: what has a name may be of any size
 
 
 def convert(head: bool = True) -> Callable:

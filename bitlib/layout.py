@@ -10,11 +10,8 @@ from typing import NamedTuple
 UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Bottleneck units in each of the four blocks, by the depth a BiT is named after."""
 
-BASE_URL = "https://storage.googleapis.com/bit_models/"
-"""Where the weights have been published since 2020."""
-
-BUNDLED = "BiT-XS-R14x0.5"
-"""The model that ships with this package."""
+BASE_URL = "https://storage.googleapis.com/bit_models/"  #: where the weights are published
+BUNDLED = "BiT-XS-R14x0.5"  #: the model that ships with this package
 
 SUFFIXES = (".npz", ".safetensors", ".keras")
 """Of checkpoints in the published layout, with the names of timm or transformers, and as Keras saves them."""
@@ -44,8 +41,7 @@ class Architecture(NamedTuple):
     num_classes: int | None
 
 
-GROUPS = 32
-"""Of every GroupNorm, whatever the width."""
+GROUPS = 32  #: of every GroupNorm, whatever the width
 
 
 def check_architecture(units: Sequence[int], width: float, num_classes: int | None) -> None:

@@ -25,11 +25,8 @@ from bitlib.writing import bundled
 if TYPE_CHECKING:
     from bitlib.checkpoint import Source
 
-LEARNING_RATE = 3e-3
-"""Of the student's first step, whatever it learns from."""
-
-NUM_TEST = 1000
-"""Pictures set aside, at most."""
+LEARNING_RATE = 3e-3  #: of the student's first step, whatever it learns from
+NUM_TEST = 1000  #: pictures set aside, at most
 
 
 @dataclass(frozen=True)
@@ -167,8 +164,7 @@ def from_labels(
     return accuracy(small, given)
 
 
-LENGTHS = (125, 500, 2000)
-"""Steps of the stored runs."""
+LENGTHS = (125, 500, 2000)  #: steps of the stored runs
 
 METHODS: dict[str, Callable[..., float]] = {
     "function matching": matched,

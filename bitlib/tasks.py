@@ -20,8 +20,7 @@ from bitlib.labels import names
 
 Task = tuple[np.ndarray, np.ndarray, list[str]]
 
-GLYPH_SIZE = 64
-"""Height and width of a rendered glyph, in pixels."""
+GLYPH_SIZE = 64  #: height and width of a rendered glyph, in pixels
 
 TRAINING_FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",

@@ -1,14 +1,11 @@
 """Files: where they lie, replaced whole, and their SHA-256.
 
 At every moment a path that `replacing` writes holds the old or the new, whole: through an exception, Ctrl-C,
-`kill -9`, a full disk, and a power cut after the return.
-
-- The new is written into a hidden scratch folder beside the path, `.<name>.partial-…`, and flushed to disk.
-  A file then takes its place in one rename; a folder and its predecessor exchange their names in one step.
-- Where the system cannot exchange names (anything but Linux, some network disks), the old folder is moved
-  into the scratch folder first; after a kill between the two renames the next writer puts it back.
-- The next writer sweeps what killed ones left; a living one holds a lock in its scratch folder. Of two
-  writers at once, the later one's result stays.
+`kill -9`, a full disk, and a power cut after the return. The new is written into a hidden scratch folder
+beside the path, `.<name>.partial-…`, and flushed to disk. A file then takes its place in one rename; a folder
+and its predecessor exchange their names in one step, or, where the system cannot do that, the old folder is
+moved into the scratch folder first; after a kill between the two renames the next writer puts it back. It
+sweeps what killed ones left: a living one holds a lock in its scratch folder.
 """
 
 from __future__ import annotations
