@@ -8,7 +8,6 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from PIL import Image
-from traitlets.config import Config
 
 from bitlib import pages, progress, zoo
 
@@ -20,7 +19,7 @@ def test_in_a_terminal_it_is_text(capsys):
 
 
 def test_on_a_page_it_is_html_and_nothing_is_red(capsys):
-    InteractiveShell.instance(config=Config({"IPKernelApp": {}}))  # as a kernel's has
+    InteractiveShell.instance().config.IPKernelApp.quiet = True  # as a kernel's has such a section
     with capture_output() as captured, progress.bar(3, "step", mininterval=0) as bar:
         bar.update(2)
         bar.set_postfix(loss="0.5")
