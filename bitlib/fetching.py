@@ -1,8 +1,7 @@
 """From the name of a published file to the file: cached, on a mirror, or downloaded.
 
 A broken download resumes where it broke, in a later process too; each one ends; and what came is verified
-before it takes its place. Until then it grows hidden, as `.<name>.partial`, and `.<name>.partial.json` notes
-which file it is of.
+before it takes its place. Until then it is `.<name>.partial`, and `.<name>.partial.json` notes what it is of.
 """
 
 from __future__ import annotations

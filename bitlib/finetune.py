@@ -159,10 +159,7 @@ def evaluator(
     multi_label: bool | str | None = None,
     name: str = "examples",
 ) -> Callable[[], tuple[float, float]]:
-    """A function that returns what `evaluate` returns; for any model from images to logits.
-
-    Raises: as `evaluate`; of a Dataset, for later examples, when it is called.
-    """
+    """A function that returns what `evaluate` returns; for any model from images to logits."""
     check_whole("batch_size", batch_size)
     given = prepare(examples, num_classes, multi_label, name)
     compute = forward(model)
@@ -248,9 +245,8 @@ class MomentumSGD(keras.optimizers.SGD):
 def _optimizer(model: BiT, plan: Plan):
     sgd = MomentumSGD if BACKEND == "tensorflow" else keras.optimizers.SGD
     optimizer = sgd(plan.base_lr, momentum=plan.momentum)
-    if model.dtype_policy.compute_dtype == "float16":  # whose smallest gradients would round to zero
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
+    is_half = model.dtype_policy.compute_dtype == "float16"  # whose smallest gradients would round to zero
+    return keras.optimizers.LossScaleOptimizer(optimizer) if is_half else optimizer
 
 
 def _cross_entropy(labels: Tensor, logits: Tensor, several: bool) -> Tensor:

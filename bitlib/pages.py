@@ -66,7 +66,7 @@ def check(*answers: Any) -> Iterator[None]:
 def versions(*packages: str) -> None:
     """Print the versions of Python and of packages, on one line."""
     found = [f"{package} {importlib.metadata.version(package)}" for package in packages]
-    print(", ".join([f"Python {platform.python_version()}", *found]))
+    print(f"Python {platform.python_version()}", *found, sep=", ")
 
 
 def read(page: dict[str, Any], **kinds: Callable[[Any], Any]) -> None:

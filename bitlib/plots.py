@@ -155,11 +155,10 @@ def anatomy(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> Figure:
     right.invert_yaxis()
     right.legend(frameon=False, fontsize=8)
     _plain(right, "Where its parameters are", "parameters (millions)")
+    text = f"Diagram of the network at {resolution} by {resolution} pixels, from the root through four blocks"
+    said = _pairs(STAGES, start / 1e6, "{:.2g}".format)
     return fig.described(
-        f"Diagram of the network at {resolution} by {resolution} pixels, from the root through four blocks "
-        "to the head; beside it, bars of the millions of parameters in each:",
-        _pairs(STAGES, start, lambda total: f"{total / 1e6:.2g}"),
-        ", ",
+        f"{text} to the head; beside it, bars of millions of parameters in each:", said, ", "
     )
 
 
@@ -193,10 +192,8 @@ def standardization(kernel, standardized) -> Figure:
     axes[0].set(xlim=(-span, span), ylim=(0, 1.1 * axes[0].get_ylim()[1]))
     axes[0].locator_params(axis="x", nbins=5)
     axes[1].set(xlim=(-1, 1), ylim=(0, 2))
-    return fig.described(
-        "Two scatter plots of mean against standard deviation, a dot for each filter: scattered as stored, "
-        "all at mean 0 and deviation 1 once standardised."
-    )
+    text = "Two scatter plots of mean against standard deviation, a dot for each filter: scattered as stored,"
+    return fig.described(f"{text} all at mean 0 and deviation 1 once standardised.")
 
 
 def group_norm(before, after, groups: int = 32) -> Figure:
@@ -212,10 +209,8 @@ def group_norm(before, after, groups: int = 32) -> Figure:
         _plain(ax, f"Values {title}", "group", "activation")
     axes[1].set_ylim(None, 1.3 * axes[1].get_ylim()[1])
     axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
-    return fig.described(
-        f"Two plots of the values of {groups} groups of channels, median and the range from 5 to 95 %: "
-        "spread differently going in, alike coming out."
-    )
+    text = f"Two plots of the values of {groups} groups of channels, median and the range from 5 to 95 %:"
+    return fig.described(f"{text} spread differently going in, alike coming out.")
 
 
 def agreement(values, reference, label: str = "logit") -> Figure:
@@ -232,10 +227,11 @@ def agreement(values, reference, label: str = "logit") -> Figure:
     right.axvline(-4, color=RED, ls="--")
     right.text(-4.1, right.get_ylim()[1] * 0.9, "limit", color=RED, ha="right")
     _plain(right, "Their difference", "difference / largest logit (log10)", "count")
-    return fig.described(
-        f"Left, {label}s of the port against those of the reference, on the diagonal; right, a histogram of "
-        f"their differences, up to 10 to the power of {np.log10(difference).max():.1f} of the largest value."
+    largest = f"10 to the power of {np.log10(difference).max():.1f} of the largest value"
+    text = (
+        f"Left, {label}s of the port against those of the reference, on the diagonal; right, a histogram of"
     )
+    return fig.described(f"{text} their differences, up to {largest}.")
 
 
 def predictions(pictures: Sequence, top: Pairs, titles: Sequence[str]) -> Figure:

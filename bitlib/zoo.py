@@ -1,7 +1,4 @@
-"""The catalogue: a card for every published BiT, and for the small one that ships with this package.
-
-A card is data only: which file, which network, which preprocessing. TensorFlow is not imported here.
-"""
+"""The catalogue: a card for every published BiT, and for the small one that ships with this package."""
 
 from __future__ import annotations
 
