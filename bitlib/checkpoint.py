@@ -20,23 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitlib import archive, fetching, zoo
-from bitlib.archive import Archive as Archive
-from bitlib.archive import Arrays
+from bitlib.archive import Archive, Arrays
 from bitlib.fetching import fetch_file
 from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
 from bitlib.writing import bundled, expanded, replacing, verify
-from bitlib.zoo import Source as Source
+from bitlib.zoo import Source
 
 if TYPE_CHECKING:
     import keras
 
     from bitlib.model import BiT
-
-__all__ = [  # the names of the rooms below that are called from here
-    "HEAD", "ROOT", "Architecture", "Archive", "CheckpointError", "Source", "assign", "check",
-    "fetch", "fetch_file", "find", "infer", "layout", "load", "opened", "prefetch", "read", "resolve", "save",
-    "shapes",
-]  # fmt: skip
 
 
 def find(source: str | os.PathLike | Source) -> Source:
@@ -49,7 +42,7 @@ def find(source: str | os.PathLike | Source) -> Source:
     Raises:
         FileNotFoundError: it reads like a path (by its suffix, or as a `Path`) and no such file is there.
         ValueError: no published BiT has that name, or no file can have it; as `bitlib.zoo.path_of`.
-        ConnectionError, OSError: as `fetch`.
+        ConnectionError, OSError: as `bitlib.fetching.fetch_file`.
     """
     if isinstance(source, Source):
         return source
@@ -59,11 +52,9 @@ def find(source: str | os.PathLike | Source) -> Source:
         return Source(card, *_fetched(card))
     card = zoo.card_of(path)
     if not path.is_file():
-        known = (
-            f"; the published one is loaded by its name, {card.name!r}" if card.name in zoo.names() else ""
-        )
-        expected = f"expected one ending in {', '.join(SUFFIXES)}{known}"
-        raise FileNotFoundError(f"source: {path.absolute()}: no such file, {expected}")
+        expected = f"expected one ending in {', '.join(SUFFIXES)}"
+        hint = f"; the published one is loaded by its name, {card.name!r}" * (card.name in zoo.names())
+        raise FileNotFoundError(f"source: {path.absolute()}: no such file, {expected}{hint}")
     return Source(replace(card, **_noted(path)), path)
 
 
@@ -73,10 +64,7 @@ def resolve(source: str | os.PathLike) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """The file of a published model: bundled, or as `bitlib.fetching.fetch_file` has it.
-
-    Raises: ValueError, if no published BiT has that name; or as `fetch_file`.
-    """
+    """The file of a published model: bundled, or as `bitlib.fetching.fetch_file` has it; raises as `find`."""
     return _fetched(zoo.card(name))[0]
 
 
@@ -92,10 +80,7 @@ def prefetch(names: Iterable[str], folder: str | os.PathLike) -> list[Path]:
         names: names of `bitlib.zoo.names()`, or hub handles.
         folder: created if need be; files keep their published sub-folders.
 
-    Returns:
-        The path of each model's copy.
-
-    Raises: as `fetch`.
+    Returns the path of each model's copy; raises as `fetch`.
     """
 
     def copied(source: Path, file: str) -> Path:
@@ -134,8 +119,7 @@ def fill(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarra
         variable.assign(arrays[name])
 
 
-MOST_CLASSES = 1_000_000
-"""That a new head may have; the largest published has 21843."""
+MOST_CLASSES = 1_000_000  # of a new head; the largest published has 21843
 
 
 class KerasFile(Arrays):
@@ -201,10 +185,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's arrays, in the order of the network, without reading the data.
-
-    Raises: as `read`, but for what only the data can tell.
-    """
+    """Names and shapes of a checkpoint's arrays, in the order of the network; the data are not read.
+    Raises: as `read`."""
     with opened(path) as arrays:
         return layout(arrays.architecture)
 
@@ -264,10 +246,8 @@ def load(
         A `bitlib.model.BiT`: `[N, H, W, 3]` float in [-1, 1] -> `[N, classes]` logits or
         `[N, features]`. Its `source` says where the weights are from, its `card` what it is.
 
-    Raises:
-        ValueError: the name is unknown, or `head` is none of the above.
-        FileNotFoundError: the path does not exist.
-        CheckpointError: as `read`; or `head="keep"` and the checkpoint has no head.
+    Raises: as `find` and `read`; ValueError, if `head` is none of the above; CheckpointError, if it is
+        `"keep"` and the checkpoint has none.
     """
     head, class_names = _checked_head(head)
     source = find(source)
@@ -340,10 +320,8 @@ def save(model: BiT, path: str | os.PathLike) -> Path:
 
     Args:
         model: a `bitlib.model.BiT`.
-        path: where to; replaced only once the new file is complete. Its suffix says which.
-
-    Raises:
-        ValueError: the suffix is of another kind of file.
+        path: where to; replaced only once the new file is complete. Its suffix says which; of another kind it
+            is a ValueError.
     """
     check_model(model)
     path = expanded(path, "path")

@@ -26,13 +26,6 @@ from bitlib.tasks import (  # the old address of some of these
 from bitlib.inputs import check_whole, tensorflow
 from bitlib.tfdatasets import builder_of, stream, tfds
 
-__all__ = [
-    "GLYPH_SIZE", "TRAINING_FONTS", "UNSEEN_STYLES", "UNSEEN_TYPEFACES", "digits",
-    "digits_by_class", "draw", "folder", "font_characters", "font_path", "glyph_classes", "glyph_masks",
-    "glyph_pictures", "glyphs_by_class", "labelled", "photographs", "pipeline", "render_glyph",
-    "splits", "stream", "table", "tfds",
-]  # fmt: skip
-
 if TYPE_CHECKING:
     import tensorflow as tf
     from numpy.typing import ArrayLike
@@ -65,20 +58,16 @@ def labelled(
         data_dir: of TFDS, as `tfds` takes it; of a table, its `root`.
         columns: as `table` takes them.
 
-    Raises:
-        FileNotFoundError, ImportError, ValueError: as `folder`, `table`, `tfds` or the task, whichever it is;
-            or `name` is none of these.
+    Raises: as `folder`, `table`, `tfds` or the task, whichever it is; ValueError, if it is none of these.
 
-    Warns:
-        UserWarning: as `folder` and `table`; or there is a folder of the name of the built-in set.
+    Warns: as `folder` and `table`; or there is a folder of the name of the built-in set.
     """
     if folders.is_table(name):
         return table(name, columns, data_dir)
     if _is_built_in(name, data_dir):
         if os.path.isdir(name):
-            warnings.warn(
-                f"name: {name!r} is the built-in set, not the folder; that is './{name}'", stacklevel=2
-            )
+            other = f"name: {name!r} is the built-in set, not the folder; that is './{name}'"
+            warnings.warn(other, stacklevel=2)
         if name == "glyphs":
             return glyphs_by_class()
         pictures, labels, class_names = tasks.TASKS[name]()
@@ -114,12 +103,10 @@ def splits(
     Returns:
         pictures and labels int64 `[N]` to learn from; the same to test on; class names.
 
-    Raises:
-        FileNotFoundError, ImportError, ValueError: as `labelled` and `draw`; or there are classes to test on
-            that are not to learn from, or `num_test` is less than one of each class.
+    Raises: as `labelled` and `draw`; ValueError, if there are classes to test on that are not to learn from,
+        or `num_test` is less than one of each class.
 
-    Warns:
-        UserWarning: as `labelled`; or no picture of a class is to test on.
+    Warns: as `labelled`; or no picture of a class is to test on.
     """
     own = _parts(name, data_dir, columns)
     if len(own) == 1:
@@ -254,10 +241,7 @@ def paired(pictures: Sequence, labels: ArrayLike) -> tuple[Sequence, np.ndarray]
         labels: one class number for each, from 0: integers of any type, or floats without a fraction, `[N]`.
 
     Returns:
-        the pictures, and the labels as int64 `[N]`.
-
-    Raises:
-        ValueError: no pictures, not as many labels; labels that are names, missing, fractions or negative.
+        the pictures, and the labels as int64 `[N]`. Raises: ValueError, if they are something else.
     """
     if hasattr(pictures, "iloc"):  # a column of pandas
         pictures = list(pictures)
@@ -275,9 +259,7 @@ def paired(pictures: Sequence, labels: ArrayLike) -> tuple[Sequence, np.ndarray]
     numbers = np.array([value if isinstance(value, (int, float)) else np.nan for value in values], np.float64)
     wrong = np.flatnonzero(~((numbers >= 0) & (numbers < 2**53) & (numbers == np.floor(numbers))))
     if len(wrong):
-        received = (
-            f"{values[wrong[0]]!r} at position {wrong[0]}; bitlib.datasets.table makes numbers of names"
-        )
+        received = f"{values[wrong[0]]!r} at position {wrong[0]}; bitlib.datasets.table numbers names"
         raise ValueError(f"labels: expected class numbers from 0, received {received}")
     return pictures, numbers.astype(np.int64)
 
@@ -285,22 +267,19 @@ def paired(pictures: Sequence, labels: ArrayLike) -> tuple[Sequence, np.ndarray]
 def draw(
     labels: ArrayLike, shots: int, num_test: int | None = None, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a few examples of each class to learn from, and others to test on.
+    """Draw `shots` examples of each class to learn from, and `num_test` others (None: all) to test on.
 
     Args:
         labels: int `[N]`.
-        shots: examples of each class.
-        num_test: examples to test on, drawn first; None for all that are not learnt from.
+        shots, num_test: numbers of examples; those to test on are drawn first.
         seed: the same seed gives the same draw.
 
     Returns:
-        indices int64 `[classes * shots]`, class by class, and `[num_test]`; no index is in both.
+        indices int64 `[classes * shots]`, class by class, and `[num_test]`; no index is in both. A warning
+        says if nothing of a class is left to test on.
 
     Raises:
         ValueError: a class has fewer than `shots` examples left, or nothing is left to test on.
-
-    Warns:
-        UserWarning: nothing of a class is left to test on.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not len(labels):
@@ -335,14 +314,11 @@ def _first_of_each(labels: np.ndarray, order: np.ndarray, shots: int) -> np.ndar
 
 
 def loader(picture: Callable[[Any], Any], size: int | None = None) -> Callable[[tf.Tensor], tf.Tensor]:
-    """How `tf.data` reads a picture.
+    """How `tf.data` reads a picture: a function, scalar tensor -> image float32 `[H, W, 3]` in [-1, 1].
 
     Args:
-        picture: the value of a scalar tensor -> whatever `bitlib.images.read` takes.
+        picture: the value of that tensor -> whatever `bitlib.images.read` takes.
         size: as of `pipeline`.
-
-    Returns:
-        a function for `tf.data.Dataset.map`: scalar tensor -> image float32 `[H, W, 3]` in [-1, 1].
     """
     tf = tensorflow("bitlib.datasets.loader")
 
@@ -372,8 +348,7 @@ def pipeline(
         An unbatched `tf.data.Dataset` of images float32 `[H, W, 3]` in [-1, 1] and int64 labels: every
         example once, in the same order each time.
 
-    Raises:
-        ValueError: as `paired`. A picture that cannot be read is TensorFlow's error, which names the file.
+    Raises: as `paired`. A picture that cannot be read is TensorFlow's error, which names the file.
     """
     tf = tensorflow("bitlib.datasets.pipeline")
     pictures, labels = paired(pictures, labels)

@@ -1,7 +1,4 @@
-"""People's own pictures as labelled sets: a folder with one subfolder a class, its splits, a table of files.
-
-Names that systems leave are passed over (`bitlib.images.listed`), and what can mean two things is refused.
-"""
+"""People's own pictures as labelled sets: a folder with a subfolder a class, its splits, a table of files."""
 
 from __future__ import annotations
 
@@ -59,8 +56,7 @@ def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
 
     Raises:
         FileNotFoundError: there is no such folder, or no file in it.
-        ValueError: pictures lie beside the subfolders, the subfolders look like splits, or fewer than two
-            have pictures.
+        ValueError: pictures lie beside the subfolders, which look like splits, or fewer than two have any.
 
     Warns:
         UserWarning: some files cannot be read, or are in two classes; a class has no pictures; the order of
@@ -256,13 +252,10 @@ def table(
     Returns:
         the pictures' paths, their labels int64 `[N]`, and the class names: numbers by size, texts sorted.
 
-    Raises:
-        FileNotFoundError: there is no such table, or files of it are missing.
-        ValueError: it is no such table, a column is missing or not the only one, values are missing or
-            fractions, or a picture has two classes; or as `folder`.
+    Raises: as `folder`; FileNotFoundError, if it or files of it are missing; ValueError, if columns or values
+        are missing or of several meanings, or a picture has two classes.
 
-    Warns:
-        UserWarning: as `folder`; or rows are repeated; or there are splits, which are put together here.
+    Warns: as `folder`; or rows are repeated; or there are splits, which are put together here.
     """
     whole, splits = _read(source, columns, root)
     if splits:
@@ -320,10 +313,8 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
     if not files:
         raise ValueError(f"{where} has no rows; expected one for each picture")
     rows = zip(numbers, files, strict=True)
-    if missing := [f"row {row}: {file}" for row, file in rows if not os.path.isfile(file)]:
-        raise FileNotFoundError(
-            f"{where}: {len(missing)} of {len(files)} files are missing, {_some(missing)}"
-        )
+    if lost := [f"row {row}: {file}" for row, file in rows if not os.path.isfile(file)]:
+        raise FileNotFoundError(f"{where}: {len(lost)} of {len(files)} files are missing, {_some(lost)}")
     labels, class_names = _classes(where, numbers, texts["label"])
     first: dict[str, int] = {}
     splits = texts.get("split", [])

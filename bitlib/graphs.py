@@ -18,8 +18,7 @@ from bitlib.model import BiT
 
 ops.require_tensorflow("bitlib.export")
 
-INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")
-"""What every export takes."""
+INPUTS = tf.TensorSpec((None, None, None, 3), tf.float32, "inputs")  # of every export
 
 
 @contextmanager
@@ -35,9 +34,8 @@ def without_log() -> Iterator[None]:
 
 
 class _Reusable(tf.Module):
-    """The object that `tf.saved_model.save` writes; the names below are the interface's."""
+    """The object that `tf.saved_model.save` writes, with names that tf.Module would derive."""
 
-    # tf.Module derives these from its attributes; the interface wants exactly the model's own.
     variables: Any = None
     trainable_variables: Any = None
     regularization_losses: Any = None
@@ -55,11 +53,8 @@ def scaled(inputs: tf.Tensor, input_range: tuple[float, float]) -> tf.Tensor:
 
 
 def checked(inputs: tf.Tensor, input_range: tuple[float, float]) -> tf.Tensor:
-    """Images that a network can take, or an `InvalidArgumentError` that says what was received.
-
-    A loaded signature compares no shapes with those that it declares, and a convolution of a wrong one ends
-    the process. Of values, those are refused that are beyond `FARTHEST`, in [-1, 1]; NaN and infinity pass.
-    """
+    """Images that a network can take, or an `InvalidArgumentError`: of a shape that is not `INPUTS`', which a
+    loaded signature does not compare, and of finite values beyond `FARTHEST`, in [-1, 1]."""
     # What is declared is forgotten here, else TensorFlow would leave the check out as being true.
     inputs = tf.raw_ops.PlaceholderWithDefault(input=inputs, shape=tf.TensorShape(None))
     shape = tf.shape(inputs)
@@ -89,18 +84,10 @@ def _values(variables: Sequence[keras.Variable]) -> tuple[list[tf.Variable], lis
 
 
 def callable_as(
-    signature: Callable,
-    result: Callable,
-    variables: Sequence[tf.Variable],
-    trainable_variables: Sequence[tf.Variable],
+    signature: Callable, result: Callable, variables: Sequence, trainable_variables: Sequence
 ) -> tf.Module:
-    """The reusable module of a signature, to be saved with it.
-
-    Args:
-        signature: of `INPUTS`; in training it does what it does in inference: one graph serves.
-        result: what the signature gives -> what a call of the module gives.
-        variables, trainable_variables: all that it uses, and those that a training may change.
-    """
+    """The reusable module of a signature of `INPUTS`, to be saved with it. A call gives `result` of what the
+    signature gives; in training, too: one graph serves."""
     module = _Reusable()
     module.__call__ = tf.function(lambda inputs, training=False: result(signature(inputs)))
     # Traced as `save` would trace it; else it would trace all again, and hold both graphs.
@@ -139,10 +126,7 @@ def frozen(model: BiT, input_range: tuple[float, float], jit_compile: bool) -> t
 
 
 def _in_halves(compute, input_range):
-    """The same function, computed for the two halves of a batch side by side.
-
-    An operation keeps all cores waiting for the slowest of them; meanwhile those of the other half go on.
-    """
+    """The same function of the two halves of a batch side by side: while cores wait in one, others go on."""
 
     def halves(inputs):
         inputs = checked(inputs, input_range)

@@ -70,7 +70,7 @@ _DOOR = threading.Lock()  # held while waiting for parts: a large picture has it
 
 
 def read(source: Picture) -> np.ndarray:
-    """Read one picture, of any kind, as RGB.
+    """Read one picture, of any kind, as RGB: uint8 `[H, W, 3]`.
 
     Args:
         source: a path to a file in one of `FORMATS`, such a file's bytes, a PIL image, or an array `[H, W]`,
@@ -78,13 +78,9 @@ def read(source: Picture) -> np.ndarray:
             [0, 1], or bool. Grey, palette, CMYK and 16-bit pictures are converted, transparent ones laid on
             white, photographs turned as their EXIF data says; of an animation the first frame is taken.
 
-    Returns:
-        uint8 `[H, W, 3]`.
-
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a picture, corrupt, empty, larger than `MAX_PIXELS` or `MAX_BYTES`, or an array of
-            another shape, dtype or range. The message names the source.
+        ValueError: not a picture, corrupt, empty, larger than `MAX_PIXELS` or `MAX_BYTES`, or another array.
     """
     with decoded(source) as picture:
         return picture
@@ -290,7 +286,7 @@ def _rgb(levels: np.ndarray, name: str) -> np.ndarray:
 def prepare(
     source: Picture, resolution: int, short_side: int | None = None, antialias: bool = False
 ) -> np.ndarray:
-    """Read one picture and preprocess it as published.
+    """Read one picture and preprocess it as published: float32 `[resolution, resolution, 3]` in [-1, 1].
 
     Args:
         source: as for `read`.
@@ -299,12 +295,8 @@ def prepare(
             to resize straight to `resolution`, whatever the shape, as BiT-S and BiT-M do.
         antialias: average over dropped pixels when shrinking; the published pipelines do not.
 
-    Returns:
-        float32 `[resolution, resolution, 3]` in [-1, 1].
-
-    Raises:
-        ValueError: as `read`; or `resolution` is below 32, or `short_side` below `resolution`, or the
-            picture is so long that it would exceed `MAX_PIXELS` at that short side.
+    Raises: as `read`; ValueError, if `resolution` is below 32, `short_side` below `resolution`, the picture
+        beyond `MAX_PIXELS` at that short side.
     """
     resolution = pixels(resolution, "resolution")
     check_flag("antialias", antialias)
@@ -328,13 +320,8 @@ def prepare(
 def resize(image: np.ndarray, size: tuple[int, ...], antialias: bool = False) -> np.ndarray:
     """Resize bilinearly, to what `tf.image.resize` gives but for the last digits.
 
-    Args:
-        image: `[..., H, W, C]` of any dtype.
-        size: height and width of the result.
-        antialias: as of `prepare`.
-
-    Returns:
-        float32 `[..., *size, C]`, in the range of the image.
+    From `[..., H, W, C]` of any dtype to float32 `[..., *size, C]` in the same range; `size` is height and
+    width, `antialias` as of `prepare`.
     """
     for axis, length in zip((-3, -2), size, strict=True):
         if image.shape[axis] == length:
@@ -375,7 +362,7 @@ def pixels(side: int, name: str) -> int:
 
 
 def batch(sources: Iterable[Picture] | Picture, card: Card, resolution: int | None = None) -> np.ndarray:
-    """Read pictures into one batch, preprocessed as a model's card says.
+    """Read pictures into one batch as a card says: float32 `[N, resolution, resolution, 3]` in [-1, 1].
 
     Args:
         sources: any iterable of what `read` takes; or one picture, for a batch of one. An array
@@ -383,11 +370,7 @@ def batch(sources: Iterable[Picture] | Picture, card: Card, resolution: int | No
         card: of `bitlib.zoo.card` or of a model; tells resolution, crop and antialiasing.
         resolution: overrides the card's; a crop's short side is scaled along.
 
-    Returns:
-        float32 `[N, resolution, resolution, 3]` in [-1, 1].
-
-    Raises:
-        ValueError: as `prepare`; there are no pictures, or it is not said in which order; or `card` is none.
+    Raises: as `prepare`; ValueError, if there are no pictures, or in no order, or no card.
     """
     card = getattr(card, "card", card)  # a model's or a source's
     if not isinstance(card, Card):
@@ -420,11 +403,7 @@ def _separate(sources) -> Iterable:
 
 
 def files(folder: str | os.PathLike) -> list[Path]:
-    """The pictures in a folder and those below it, sorted by path; see `walk` and `is_picture`.
-
-    Raises:
-        FileNotFoundError: the folder does not exist, or holds no pictures.
-    """
+    """The pictures in a folder and those below it, sorted by path. Raises: FileNotFoundError, if none are."""
     root = directory(folder)
     found = [path for path in walk(root) if is_picture(path)]
     if not found:

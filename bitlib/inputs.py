@@ -16,8 +16,7 @@ SMALLEST = 32
 """Height and width, in pixels, of the smallest images that a network takes: block 4 then has one pixel."""
 
 FARTHEST = 1.5
-"""Pictures in [-1, 1] that were resized or augmented stay nearer to 0 than this. Beyond it, a call of a model
-warns, and an exported file gives an error or NaN."""
+"""Beyond this, which no picture resized or augmented is, a call warns; exported files give errors or NaN."""
 
 READING = "bitlib.images.batch([...], model.card) reads and prepares pictures"
 _SCALING = (
@@ -31,19 +30,13 @@ def tensorflow(what: str) -> Any:
     try:
         import tensorflow
     except ImportError:
-        reason = (
-            f"{what}: needs tensorflow, which is not installed; pip install 'bitlib[tensorflow]' brings it"
-        )
-        raise ImportError(reason) from None
+        way = "pip install 'bitlib[tensorflow]' brings it"
+        raise ImportError(f"{what}: needs tensorflow, which is not installed; {way}") from None
     return tensorflow
 
 
 def check_input_range(input_range: tuple[float, float]) -> None:
-    """Check the range that an exported model is to take.
-
-    Raises:
-        ValueError: it is neither (-1, 1) nor (0, 1).
-    """
+    """Raise ValueError unless the range that an exported model is to take is (-1, 1) or (0, 1)."""
     if not isinstance(input_range, Iterable) or tuple(input_range) not in ((-1, 1), (0, 1)):
         raise ValueError(f"input_range: expected (-1, 1) or (0, 1), received {input_range!r}")
 
@@ -78,32 +71,25 @@ def check_images(images: Any, smallest: int = SMALLEST, first: int = 0, warn: bo
     """Check what is given to a network as images; every door of the package does so here.
 
     Args:
-        images: an array or tensor of any library. Of a symbolic one, which has no values yet, the known part
-            of the shape is checked.
+        images: an array or tensor of any library; of a symbolic one, the known part of the shape is checked.
         smallest: height and width that are needed; 1 for images that will be resized.
-        first: the number of the first image, for the message.
-        warn: whether to warn as `check_range` does.
+        first, warn: as of `check_range`.
 
     Raises:
-        ValueError: not float `[N, H, W, 3]` in [-1, 1], N at least 1, H and W at least `smallest`; NaN or
-            infinite.
+        ValueError: not float `[N, H, W, 3]` in [-1, 1], N at least 1, H and W at least `smallest`; or NaN.
     """
     shape = getattr(images, "shape", None)
     partial = any(hasattr(images, name) for name in ("row_splits", "dense_shape", "mask"))  # ragged, sparse
     if shape is None or not hasattr(images, "dtype") or partial:
-        raise ValueError(
-            f"images: expected float [N, H, W, 3] in [-1, 1], received {described(images)}; {READING}"
-        )
+        received = f"received {described(images)}; {READING}"
+        raise ValueError(f"images: expected float [N, H, W, 3] in [-1, 1], {received}")
     if getattr(shape, "rank", 0) is not None:  # TensorFlow's tensors may not know how many axes they have
         check_shape(shape, smallest)
     check_range(images, first, warn)
 
 
 def check_predictable(x: Any) -> None:
-    """As `check_images`, of what `predict` takes: of a Dataset or PyDataset the first batch.
-
-    Generators and PyTorch's DataLoader pass unseen.
-    """
+    """As `check_images`, of the first batch that `predict` takes; generators and DataLoaders pass unseen."""
     if hasattr(x, "element_spec"):
         x = next(iter(x.take(1)), None)
     elif hasattr(x, "num_batches") and hasattr(x, "__getitem__"):  # keras.utils.PyDataset
@@ -133,9 +119,8 @@ def check_shape(shape: Sequence, smallest: int = SMALLEST) -> None:
     if shape[0] == 0:
         raise ValueError(f"images: expected at least one, received none (shape {shape})")
     if any(side is not None and side < smallest for side in shape[1:3]):
-        raise ValueError(
-            f"images: expected height and width of at least {smallest} pixels, received {shape[1]}×{shape[2]}"
-        )
+        expected = f"height and width of at least {smallest} pixels"
+        raise ValueError(f"images: expected {expected}, received {shape[1]}×{shape[2]}")
 
 
 def check_float(images: Any) -> None:
@@ -149,15 +134,12 @@ def check_range(images: Any, first: int = 0, warn: bool = True) -> None:
     """Catch images that are not in [-1, 1], which a network would take without a word.
 
     Args:
-        images: an array or tensor of any shape; of a symbolic one, without values yet, the dtype is checked.
+        images: an array or tensor of any shape; of a symbolic one the dtype is checked.
         first: the number of the first image, for the message.
-        warn: whether to warn.
+        warn: whether to warn of values all in [0, 1], as a very bright image has, or beyond `FARTHEST`.
 
     Raises:
         ValueError: not floating point; NaN or infinite; or values beyond ±16: surely [0, 255].
-
-    Warns:
-        UserWarning: all values lie in [0, 1], as those of a very bright image may; or some beyond `FARTHEST`.
     """
     check_float(images)
     values = _values(images)
@@ -166,15 +148,11 @@ def check_range(images: Any, first: int = 0, warn: bool = True) -> None:
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         wrong = ~np.isfinite(values)
-        raise ValueError(
-            f"images: expected finite numbers in [-1, 1], received NaN or infinity in "
-            f"{np.count_nonzero(wrong):,} of {values.size:,} values, first in image {number_of(wrong, first)}"
-        )
+        found = f"{wrong.sum():,} of {values.size:,} values, first in image {number_of(wrong, first)}"
+        raise ValueError(f"images: expected finite numbers in [-1, 1], received NaN or infinity in {found}")
     if max(-low, high) > 16:
-        raise ValueError(
-            f"images: expected floats in [-1, 1], received values from {low:.4g} to {high:.4g}, first in "
-            f"image {number_of(abs(values) > 16, first)}; {_SCALING}"
-        )
+        found = f"{low:.4g} to {high:.4g}, first in image {number_of(abs(values) > 16, first)}"
+        raise ValueError(f"images: expected floats in [-1, 1], received values from {found}; {_SCALING}")
     found = f"({low:.4g} to {high:.4g}), the model expects [-1, 1]; if they were"
     if warn and 0 <= low < high <= 1:
         way = "scaled to [0, 1], multiply by 2 and subtract 1"
@@ -197,11 +175,10 @@ def _values(images: Any) -> np.ndarray | None:
         values = _numpy(images)
     except (TypeError, ValueError, NotImplementedError, RuntimeError):  # so tracers of each library answer
         return None
-    return values.astype(np.float32) if values.dtype.kind not in "f" else values  # bfloat16
+    return values if values.dtype.kind == "f" else values.astype(np.float32)  # bfloat16
 
 
-def _numpy(values: Any) -> np.ndarray:
-    # PyTorch's, perhaps with a gradient or on a GPU
+def _numpy(values: Any) -> np.ndarray:  # PyTorch's, perhaps with a gradient or on a GPU
     return np.asarray(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
 
 
@@ -230,39 +207,33 @@ def check_labels(labels: Any, num_classes: int, count: int, first: int = 0) -> n
             column `[N, 1]`, as Keras gives two classes by `label_mode="binary"`, is N whole numbers.
 
     Returns:
-        int64 `[N]` or float32 `[N, num_classes]`.
-
-    Raises:
-        ValueError: they are something else.
+        int64 `[N]` or float32 `[N, num_classes]`. Raises: ValueError, if they are something else.
     """
     found = array(labels, "labels")
     is_column = found.ndim == 2 and found.shape[1] == 1 != num_classes
     found = found[:, 0] if is_column else found
+    model = f"as the model has {num_classes} classes"
     if found.shape not in ((count,), (count, num_classes)):
-        raise ValueError(
-            f"labels: expected one integer for each of {count} images, or a vector of {num_classes} "
-            f"numbers, as the model has {num_classes} classes; received shape {found.shape}"
-        )
+        expected = f"one integer for each of {count} images, or a vector of {num_classes} numbers, {model}"
+        raise ValueError(f"labels: expected {expected}; received shape {found.shape}")
     if found.dtype.kind not in "biuf":
-        raise ValueError(
-            f"labels: expected integers, received {found.dtype}, such as {str(found.flat[0])!r:.40}; "
-            "numpy.unique(labels, return_inverse=True) numbers names"
-        )
+        received = f"{found.dtype}, such as {str(found.flat[0])!r:.40}"
+        way = "numpy.unique(labels, return_inverse=True) numbers names"
+        raise ValueError(f"labels: expected integers, received {received}; {way}")
     if found.ndim == 2:
         wrong = ~((found >= 0) & (found <= 1))
         expected = "vectors of numbers in [0, 1]"
     elif found.dtype.kind in "iu" or (is_column and (found == np.floor(found)).all()):
         wrong = (found < 0) | (found >= num_classes)
-        expected = f"0 to {num_classes - 1}, as the model has {num_classes} classes"
+        expected = f"0 to {num_classes - 1}, {model}"
         if num_classes == 1:
             expected = "vectors [N, 1], as the model has one class; for two, bitlib.load(..., head=2)"
     else:
         wrong, expected = np.ones(count, bool), f"integers, received {found.dtype}"
     if wrong.any():
         extent = f"{found.min()} to {found.max()}" if count > 1 else found[0]
-        raise ValueError(
-            f"labels: expected {expected}; received {extent}, first in example {number_of(wrong, first)}"
-        )
+        received = f"{extent}, first in example {number_of(wrong, first)}"
+        raise ValueError(f"labels: expected {expected}; received {received}")
     return found.astype(np.float32 if found.ndim == 2 else np.int64)
 
 
@@ -270,10 +241,7 @@ def holds_several(labels: np.ndarray, multi_label: bool | str | None, first: int
     """Whether several classes may be true of an image, by labels as `check_labels` returns them.
 
     Vectors that sum to 1 are of one class each, or blend such vectors, unless `multi_label` is True, or
-    `"vectors"`, which is True of vectors and False of integers.
-
-    Raises:
-        ValueError: `labels` are not what `multi_label` says.
+    `"vectors"`: True of vectors, False of integers. Raises: ValueError, if `labels` are not what it says.
     """
     if multi_label == "vectors":
         return labels.ndim == 2
@@ -282,9 +250,7 @@ def holds_several(labels: np.ndarray, multi_label: bool | str | None, first: int
     other = abs(labels.sum(axis=1) - 1) > 1e-3 if labels.ndim == 2 else np.zeros(1, bool)
     if multi_label is False and other.any():
         number = number_of(other, first)
-        raise ValueError(
-            f"labels: expected one class for each image, received a vector that sums to "
-            f"{labels[number - first].sum():g} in example {number}; where several classes or none may be "
-            "true, say multi_label=True"
-        )
+        received = f"a vector that sums to {labels[number - first].sum():g} in example {number}"
+        hint = "where several classes or none may be true, say multi_label=True"
+        raise ValueError(f"labels: expected one class for each image, received {received}; {hint}")
     return bool(other.any() if multi_label is None else multi_label)

@@ -5,33 +5,25 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bitlib.fetching import fetch_file, on_disk, parse_class_list
 from bitlib.inputs import check_whole, described, scores
 from bitlib.writing import bundled
 from bitlib.zoo import CLASS_LISTS, Card
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
 
 @functools.cache
 def names(class_list: str) -> tuple[str, ...]:
-    """The class names of a list, in the order of a model's outputs.
+    """The class names of a list (`glyph1k`, `ilsvrc2012`, `imagenet21k`), in the order of a model's outputs.
 
-    Args:
-        class_list: `glyph1k`, `ilsvrc2012` or `imagenet21k`, as a card's `labels` says.
-
-    Returns:
-        One name a class; underscores of WordNet lemmas are turned into blanks.
+    Underscores of WordNet lemmas are turned into blanks.
 
     Raises:
         ValueError: there is no such list.
-        ConnectionError: the list is not bundled, not cached, and cannot be downloaded; or what is cached is
-            no such list.
+        ConnectionError: it is not bundled, and cannot be downloaded; or what is cached is no such list.
     """
     if class_list not in CLASS_LISTS:
         raise ValueError(f"class_list: expected one of {', '.join(CLASS_LISTS)}, received {class_list!r}")
@@ -50,11 +42,7 @@ def are_here(class_list: str) -> bool:
 
 
 def names_or_numbers(class_list: str | None, num_classes: int) -> tuple[tuple[str, ...], str]:
-    """As `names`; where they cannot be had or do not fit, `class 0`, `class 1`, … and the reason why.
-
-    Returns:
-        `num_classes` names, and the reason for numbers, or an empty string.
-    """
+    """As `names`, and ""; where they cannot be had or do not fit, `class 0`, `class 1`, … and the reason."""
     reason = "the model has no published class list"
     if class_list:
         try:
@@ -75,17 +63,11 @@ def of_card(card: Card | None, num_classes: int) -> tuple[tuple[str, ...], str]:
 
 
 def probabilities(logits: ArrayLike, activation: str = "softmax") -> np.ndarray:
-    """Turn logits into probabilities.
+    """Turn logits, float `[N, classes]`, into probabilities, float64 `[N, classes]` in [0, 1].
 
     Args:
-        logits: float `[N, classes]`.
+        logits: a UserWarning says if they are probabilities already.
         activation: `softmax` for one class a picture, `sigmoid` for any number (ImageNet-21k).
-
-    Returns:
-        float64 `[N, classes]` in [0, 1].
-
-    Warns:
-        UserWarning: they are probabilities already.
     """
     logits = scores(logits, "logits")
     if logits.size and logits.min() >= 0 and logits.shape[-1] > 1 and (abs(logits.sum(-1) - 1) < 1e-5).all():
@@ -102,18 +84,13 @@ def top_k(probabilities: ArrayLike, class_names: Sequence[str], k: int = 5) -> l
     """The k likeliest classes of each row, best first, ties in the order of the classes.
 
     Args:
-        probabilities: float `[N, classes]`.
+        probabilities: float `[N, classes]`; a UserWarning says if they are beyond [0, 1], as logits are.
         class_names: one a class.
         k: at least 1; no more are given than there are classes.
 
     Returns:
-        For each row, k pairs of name and probability.
-
-    Raises:
-        ValueError: the numbers of names and classes differ, or k is below 1; or there is NaN.
-
-    Warns:
-        UserWarning: values are not in [0, 1], as logits are not.
+        For each row, k pairs of name and probability. Raises: ValueError, if names and classes differ in
+        number, k is below 1, or there is NaN.
     """
     probabilities = scores(probabilities, "probabilities")
     if probabilities.ndim != 2:
@@ -129,7 +106,5 @@ def top_k(probabilities: ArrayLike, class_names: Sequence[str], k: int = 5) -> l
         way = "bitlib.labels.probabilities makes them of logits"
         warnings.warn(f"probabilities: expected [0, 1], received {extent}; {way}", stacklevel=2)
     order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k]
-    return [
-        [(class_names[index], float(row[index])) for index in best]
-        for row, best in zip(probabilities, order, strict=True)
-    ]
+    pairs = zip(probabilities, order, strict=True)
+    return [[(class_names[index], float(row[index])) for index in best] for row, best in pairs]

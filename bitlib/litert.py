@@ -1,15 +1,9 @@
 """From a model to a .tflite file for LiteRT, once TensorFlow Lite, which runs on telephones and small boards.
 
 TensorFlow's own converter writes it; only to run it here does one need the package `ai-edge-litert`.
-
-What the precisions do to the features that BiT-XS has of handwritten digits (the largest difference from
-float64 as a share of the largest feature; the probe, a linear one, learned on features of the model itself):
-
-    precision   size     difference   accuracy of the probe
-    float32     8.1 MB   9e-6         94.8 %
-    float16     4.1 MB   3e-4         94.8 %
-    dynamic     2.2 MB   0.02         94.8 %
-    int8        2.2 MB   0.06         94.8 %
+Features that BiT-XS has of handwritten digits differ from float64, as a share of the largest, by 9e-6 in
+float32 (8.1 MB), 3e-4 in float16 (4.1 MB), 0.02 in dynamic and 0.06 in int8 (2.2 MB each); a linear probe
+learned on the model's own has 94.8 % on each.
 """
 
 from __future__ import annotations
@@ -18,10 +12,10 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from bitlib import ops
 from bitlib.checkpoint import check_model
@@ -31,11 +25,7 @@ from bitlib.model import BiT
 from bitlib.progress import stderr_aside
 from bitlib.writing import replacing
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
-"""What weights and activations can be: see `write`."""
 
 MAX_BYTES = 2_000_000_000
 """Models with more bytes of float32 weights than this are refused: by its format, a file may have 2 GiB."""
@@ -50,22 +40,19 @@ def write(
 ) -> Path:
     """Write a model as a .tflite file for inference, of LiteRT's built-in operations only.
 
-    Batch, height and width are dynamic: `resize_tensor_input` sets them before the tensors are allocated, for
-    every precision. Kernels are standardised in the file. The same model gives the same bytes. Converting
-    takes about twelve times the memory of the weights.
+    Batch, height and width are dynamic: `resize_tensor_input` sets them before the tensors are allocated.
+    The same model gives the same bytes. Converting takes about twelve times the memory of the weights.
 
     Args:
         model: a `bitlib.model.BiT` that computes in float32.
-        path: the file, usually named `.tflite`; its parents are made. It is replaced once the new one is
-            complete.
+        path: the file, usually named `.tflite`; its parents are made.
         input_range: what callers will feed, `(-1, 1)` or `(0, 1)`; the conversion is then part of the file.
-        precision: of the weights, and of what is computed with them:
-            `float32`: as the model.
+        precision: of the weights, and of what is computed with them. `float32`: as the model.
             `float16`: weights in half the bytes; computed in float32, unless a GPU takes over.
-            `dynamic`: kernels in int8, a quarter of the bytes; activations are float32 and are rounded to
-            int8 on the way into a convolution, each image batch by its own range.
-            `int8`: every weight and every activation in int8, GroupNorm's statistics too, in ranges that
-            `representative` decides. Input and output stay float32, and are converted at the two ends.
+            `dynamic`: kernels in int8, a quarter of the bytes; activations are float32, and rounded to int8
+            on the way into a convolution, each batch by its own range.
+            `int8`: every weight and activation in int8, GroupNorm's statistics too, in ranges that
+            `representative` decides. Input and output stay float32.
         representative: for `int8`, and only there: some hundred images such as will be fed, float
             `[N, H, W, 3]` in `input_range`, not augmented.
 
@@ -73,15 +60,18 @@ def write(
         The path. The signature `serving_default` takes `inputs`, float32 `[N, H, W, 3]`, H and W at least 32,
         and gives `logits` `[N, classes]`, or `features` `[N, C]` for a model without a head.
 
-    Raises:
-        TypeError: `model` is not a BiT.
-        ValueError: `model` computes in another dtype or has more weights than `MAX_BYTES`; `input_range` or
-            `precision` is none of the above; `representative` is missing, is given for another precision, or
-            is not such images.
-        IsADirectoryError: `path` is a folder.
+    Raises: TypeError, if `model` is no BiT; ValueError, if it computes in another dtype or has more weights
+        than `MAX_BYTES`, or another argument is not as above; IsADirectoryError, if `path` is a folder.
     """
     path = Path(path)
-    _check(model, input_range, precision)
+    check_model(model)
+    if (dtype := model.compute_dtype) != "float32":
+        raise ValueError(f"model: computes in {dtype}, expected float32; load it with dtype='float32'")
+    if (size := 4 * model.count_params()) > MAX_BYTES:
+        raise ValueError(f"model: {size:,} bytes of weights, a .tflite file is made of {MAX_BYTES:,} at most")
+    check_input_range(input_range)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, received {precision!r}")
     images = _checked_images(representative, input_range, precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -94,13 +84,9 @@ def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
 
     Returns:
         A function: float32 `[N, H, W, 3]`, in the range that the file was written for -> float32
-        `[N, classes]` or `[N, C]`. A call with another shape than the last allocates its tensors anew. It is
-        not for several threads at once.
+        `[N, classes]` or `[N, C]`; not for several threads at once. Checks are `bitlib.inputs.check_images`.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: the package `ai-edge-litert` is missing.
-        ValueError: when called, as `bitlib.inputs.check_images`.
+    Raises: FileNotFoundError; ImportError, if the package `ai-edge-litert` is missing.
     """
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -131,25 +117,12 @@ def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
     return compute
 
 
-def _check(model, input_range, precision) -> None:
-    check_model(model)
-    if model.compute_dtype != "float32":
-        raise ValueError(
-            f"model: computes in {model.compute_dtype}, expected float32; load it with dtype='float32'"
-        )
-    if (size := 4 * model.count_params()) > MAX_BYTES:
-        raise ValueError(f"model: {size:,} bytes of weights, a .tflite file is made of {MAX_BYTES:,} at most")
-    check_input_range(input_range)
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, received {precision!r}")
-
-
 def _checked_images(representative, input_range, precision: str) -> np.ndarray | None:
     """The representative images, if they are some and are needed; None where they are not."""
-    if precision != "int8":
-        if representative is not None:
-            raise ValueError(f"representative: expected None, as precision is {precision!r} and not 'int8'")
+    if precision != "int8" and representative is None:
         return None
+    if precision != "int8":
+        raise ValueError(f"representative: expected None, as precision is {precision!r} and not 'int8'")
     images = array(representative, "representative")
     (low, high), found = input_range, ""
     if representative is None:
@@ -177,9 +150,7 @@ def _converted(model: BiT, input_range, precision: str, images: np.ndarray | Non
     compute, output = function(model, input_range)
 
     def results(inputs):
-        zero = tf.reduce_sum(
-            inputs - inputs, (1, 2, 3)
-        )  # NaN of a pixel that is, or infinite: a ReLU loses it
+        zero = tf.reduce_sum(inputs - inputs, (1, 2, 3))  # or NaN, which a ReLU would lose
         far = tf.reduce_max(abs(scaled(inputs, input_range)), (1, 2, 3)) > FARTHEST
         return {output: compute(inputs) + tf.where(far, np.nan, zero)[:, None]}
 

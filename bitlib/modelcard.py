@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitlib import checkpoint, labels, zoo
-
-if TYPE_CHECKING:
-    from bitlib.model import BiT
+from bitlib.model import BiT
 
 _MARK = "`folder` is the one that this file lies in."
 
@@ -51,18 +49,13 @@ _MORE = """
 
 def text(
     model: BiT,
-    input_range: tuple[float, float],
+    input_range: tuple,
     frozen: bool,
     compiled: bool,
     serving_bytes: bool = False,
     stages: bool = False,
 ) -> str:
-    """The card of a `bitlib.model.BiT` that is exported for inputs in `input_range`, as Markdown.
-
-    Args:
-        model: what is exported.
-        input_range, frozen, compiled, serving_bytes, stages: as `bitlib.export` takes them.
-    """
+    """The card of a model that is exported so, with the arguments of `bitlib.export`, as Markdown."""
     card, source, published = model.card, model.source, _published(model)
     weights = "made here, not loaded from a file"
     if source and _changed(model):
@@ -97,14 +90,13 @@ def text(
 
 
 def metadata(model: BiT) -> dict[str, str]:
-    """What a format of one file can hold of a model's card: texts by name.
+    """What a format of one file can hold of a model's card: texts by name, those that are known.
 
     Returns:
         `units` and `width`; where the weights come from, unless they were changed by others than this
         package: `source`, `source_sha256`, `fine_tuned`; and of the card `name`, `trained_on`, `licence`,
         `citation`, the preprocessing as `resolution`, `short_side`, `antialias` and in words, `activation`
-        (`softmax` or `sigmoid`), `class_list`, and `class_names` as JSON. What is not known is not there; nor
-        are names of a published list that cannot be had.
+        (`softmax` or `sigmoid`), `class_list`, and `class_names` as JSON.
     """
     card, source = model.card, model.source
     found: dict[str, Any] = {"units": "-".join(map(str, model.units)), "width": f"{model.width:g}"}
@@ -120,10 +112,9 @@ def metadata(model: BiT) -> dict[str, str]:
         found |= {"activation": card.activation, "class_list": card.labels}
         found["class_names"] = None if missing else json.dumps(names, ensure_ascii=False)
     found["fine_tuned"] = None if _changed(model) else model.tuned
+    known = {name: value for name, value in found.items() if value is not None}
     return {
-        name: str(value).lower() if isinstance(value, bool) else str(value)
-        for name, value in found.items()
-        if value is not None
+        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in known.items()
     }
 
 
@@ -152,28 +143,23 @@ def _vectors(model: BiT, output: str) -> str:
 
 def _stages(model: BiT) -> str:
     channels = model.root.filters
-    maps = [f"`root` `[N, height / 4, width / 4, {channels}]`"]
-    for block, stride in enumerate((4, 8, 16, 32), start=1):
-        size = channels * 4 * 2 ** (block - 1)
-        maps.append(f"`block{block}` `[N, height / {stride}, width / {stride}, {size}]`")
+    sizes = [("root", 4, 1), ("block1", 4, 4), ("block2", 8, 8), ("block3", 16, 16), ("block4", 32, 32)]
+    maps = (f"`{name}` `[N, height / {s}, width / {s}, {channels * times}]`" for name, s, times in sizes)
     return f"feature maps by name, float32: {', '.join(maps)}; sides are rounded up"
 
 
 def _meaning(card: zoo.Card) -> str:
     lists = {"ilsvrc2012": "the 1000 classes of ILSVRC-2012", "imagenet21k": "the 21843 of ImageNet-21k"}
-    if card.class_names:
-        names = ", ".join(card.class_names[:20]) + ("" if len(card.class_names) <= 20 else ", …")
-        classes = f", of the classes {names}"
-    else:
-        classes = f", of {lists.get(card.labels, f'the classes of {card.labels}')}" if card.labels else ""
+    classes = f", of {lists.get(card.labels, f'the classes of {card.labels}')}" if card.labels else ""
+    if names := card.class_names:
+        classes = f", of the classes {', '.join(names[:20])}{', …' * (len(names) > 20)}"
     rest = "; a sigmoid, not a softmax, turns them into probabilities" if card.activation == "sigmoid" else ""
     return classes + rest
 
 
 def _preprocessing(card: zoo.Card) -> str:
-    size = card.resolution
-    smooth = "antialiased" if card.antialias else "not antialiased"
+    size = f"{card.resolution}×{card.resolution}"
+    how = f"(bilinear, {'antialiased' if card.antialias else 'not antialiased'})"
     if card.short_side:
-        first = f"resize the short side to {card.short_side} pixels (bilinear, {smooth})"
-        return f"{first}, cut out the central {size}×{size}."
-    return f"resize straight to {size}×{size} pixels, whatever the shape (bilinear, {smooth})."
+        return f"resize the short side to {card.short_side} pixels {how}, cut out the central {size}."
+    return f"resize straight to {size} pixels, whatever the shape {how}."

@@ -1,9 +1,7 @@
 """A model as an ONNX file, for ONNX Runtime, OpenVINO and whatever else reads the format.
 
-It is written straight from the arrays, part by part in the order of the paper: no TensorFlow graph, no
-converter. Kernels are standardised once, in float64. Two places have a form of their own, `_group_norm` and
-`_pool`: one for its speed, one because runtimes compute the plain form wrongly. Operators are those of
-opset 17, of 2022.
+It is written straight from the arrays, part by part in the order of the paper; kernels are standardised once,
+in float64. `_group_norm` has a form of its own for speed, `_pool` as runtimes compute the plain one wrongly.
 """
 
 from __future__ import annotations
@@ -14,19 +12,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from bitlib import modelcard, reference
 from bitlib.checkpoint import HEAD, ROOT
 from bitlib.inputs import FARTHEST, SMALLEST, check_flag, check_input_range
+from bitlib.model import BiT
 from bitlib.writing import replacing
-
-if TYPE_CHECKING:
-    import onnx
-
-    from bitlib.model import BiT
 
 OPSET, IR = 17, 8
 """The versions of operators and file format that are written: old enough for every runtime in use."""
@@ -54,19 +48,16 @@ def write(
         path: the file to write; its parents are made.
         input_range: what callers will feed, `(-1, 1)` or `(0, 1)`; the conversion is then part of the graph.
         uint8: whether callers will feed uint8 in [0, 255] instead, as decoders of images give it.
-        batch_shape: `(N, height, width, 3)` for a file that takes batches of this shape only, as Keras names
-            it. OpenVINO runs such a file about 1.15 times as fast; ONNX Runtime gains nothing.
+        batch_shape: `(N, height, width, 3)`, height and width at least 32, for a file that takes batches of
+            this shape only: OpenVINO runs it about 1.15 times as fast; ONNX Runtime gains nothing.
 
     Returns:
         The path. The file's input is `inputs`, `[N, height, width, 3]`, height and width at least 32; its
         output `logits`, float32 `[N, classes]`, or `features` `[N, C]` for a model without a head. Its
         metadata hold what `bitlib.modelcard.metadata` says, class names as JSON among them.
 
-    Raises:
-        ImportError: the package `onnx` is not installed.
-        ValueError: `input_range` is neither (-1, 1) nor (0, 1), or (0, 1) with `uint8`; `batch_shape` is
-            neither None nor `(N, height, width, 3)`, height and width at least 32.
-        IsADirectoryError: `path` is a folder.
+    Raises: ImportError, if the package `onnx` is missing; ValueError, if an argument is none of these, or
+        `input_range` is (0, 1) with `uint8`; IsADirectoryError, if `path` is a folder.
     """
     library = check(input_range, uint8, batch_shape)
     shape = None if batch_shape is None else tuple(map(int, batch_shape))
@@ -90,11 +81,7 @@ def write(
     return path
 
 
-def check(
-    input_range: tuple[float, float] = (-1, 1),
-    uint8: bool = False,
-    batch_shape: tuple[int, int, int, int] | None = None,
-) -> Any:
+def check(input_range: tuple = (-1, 1), uint8: bool = False, batch_shape: tuple | None = None) -> Any:
     """Check the arguments of `write` that need no model. Returns the package `onnx`; raises as `write`."""
     check_input_range(input_range)
     check_flag("uint8", uint8)
@@ -104,15 +91,12 @@ def check(
         found = np.asarray(batch_shape)
         right = found.shape == (4,) and found.dtype.kind in "iu" and found[3] == 3
         if not right or found[0] < 1 or min(found[1:3]) < SMALLEST:
-            raise ValueError(
-                "batch_shape: expected None or (N, height, width, 3), height and width at least 32; "
-                f"received {batch_shape!r}"
-            )
+            expected = "None or (N, height, width, 3), height and width at least 32"
+            raise ValueError(f"batch_shape: expected {expected}; received {batch_shape!r}")
     try:
         import onnx
     except ImportError:
-        reason = "onnx: the package is not installed; pip install 'bitlib[onnx]' brings it"
-        raise ImportError(reason) from None
+        raise ImportError("onnx: the package is not installed; pip install 'bitlib[onnx]' does") from None
     return onnx
 
 
@@ -139,8 +123,8 @@ class _Graph:
     batch_shape: tuple[int, ...] | None
     stream: BinaryIO | None = None
     location: str = ""
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    nodes: list = field(default_factory=list)
+    constants: dict = field(default_factory=dict)
 
     def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         """Add an operation; returns the name of its result, which is its own."""
@@ -165,7 +149,7 @@ class _Graph:
         return name
 
 
-def _network(graph: _Graph) -> onnx.GraphProto:
+def _network(graph: _Graph) -> Any:
     """All of it: images, root, units, pooled features, head; as `bitlib.reference.forward`."""
     arrays, info, types = graph.arrays, graph.library.helper.make_tensor_value_info, graph.library.TensorProto
     shape = graph.batch_shape or ("N", "height", "width", 3)
@@ -189,10 +173,8 @@ def _network(graph: _Graph) -> onnx.GraphProto:
 
 
 def _zero_or_nan(graph: _Graph) -> str:
-    """0 for each image, `[N, 1, 1, 1]`, or NaN if a pixel is NaN or infinite, which pools and ReLUs lose.
-
-    NaN, too, of images that `bitlib.graphs.checked` refuses: an ONNX graph has no errors of its own.
-    """
+    """0 for each image, `[N, 1, 1, 1]`, or NaN if a pixel is NaN or infinite, which pools and ReLUs lose,
+    or if `bitlib.graphs.checked` refuses it: an ONNX graph has no errors of its own."""
     mean = graph.node("ReduceMean", ["images"], "images/mean", axes=[1, 2, 3], keepdims=1)
     side = graph.node("Shape", ["images"], "images/size", start=2)
     side = graph.node("ReduceMin", [side], "images/side", keepdims=1)
@@ -231,11 +213,9 @@ def _convolution(graph: _Graph, x: str, name: str, stride: int = 1) -> str:
 def _pool(graph: _Graph, x: str) -> str:
     """The 3×3 pool, which has zeros at the border.
 
-    MaxPool's own border is minus infinity. A Pad of zeros before it is the plain form, which ONNX Runtime
-    before 1.32 takes for MaxPool's own border: logits are then off by hundredths of their scale. Here windows
-    that reach beyond the image, known by a mean of ones below 1, are brought up to 0 after the pool. That
-    works on a quarter of the pixels; zeros put around them by Concat would make the whole network 3 to 7 %
-    slower.
+    A Pad of zeros before MaxPool is the plain form, which ONNX Runtime before 1.32 takes for MaxPool's own
+    border, minus infinity: logits are off by hundredths of their scale. Here windows that reach beyond the
+    image, known by a mean of ones below 1, are brought up to 0 after the pool, on a quarter of the pixels.
     """
     window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}
     size = graph.node("Shape", [x], "pool/size", start=2)
@@ -266,17 +246,15 @@ def _unit(graph: _Graph, x: str, path: str, stride: int) -> str:
 
 def _group_norm(graph: _Graph, x: str, name: str) -> str:
     """GroupNorm with 32 groups and epsilon 1e-5, and the ReLU after it, in the form that is fastest."""
-    form = _group_norm_of_fixed_shape if graph.batch_shape else _group_norm_of_any_shape
-    return form(graph, x, name)
+    return (_group_norm_of_fixed_shape if graph.batch_shape else _group_norm_of_any_shape)(graph, x, name)
 
 
 def _group_norm_of_any_shape(graph: _Graph, x: str, name: str) -> str:
     """The groups are normalised as if each were a channel.
 
     Scale and shift of the true channels are a depthwise 1×1 convolution: with the ReLU, runtimes make one
-    pass over memory of it, in the layout that the next convolution wants. R50x1 at 224 px, one thread,
-    against this: the opset's own GroupNormalization takes 1.2 times as long in ONNX Runtime, which has no
-    kernel for it, and 1.1 times in OpenVINO; Mul and Add 1.06 and 1.1 times; the form below 1.1 and 1.2.
+    pass over memory of it, in the layout that the next convolution wants. R50x1 at 224 px on one thread takes
+    1.06 to 1.2 times as long with the opset's GroupNormalization, with Mul and Add, or with the form below.
     """
     shape = graph.node("Shape", [x], f"{name}/shape")
     groups = graph.constant("groups", [0, _GROUPS, -1])
@@ -294,9 +272,8 @@ def _group_norm_of_any_shape(graph: _Graph, x: str, name: str) -> str:
 def _group_norm_of_fixed_shape(graph: _Graph, x: str, name: str) -> str:
     """Mean and variance of each channel, those of a group averaged; then one scale and shift a channel.
 
-    Large arrays keep their shape, and so, in OpenVINO, the layout that convolutions want: where all sizes
-    are known it makes one pass of each chain of small operations. The variance is that of what the mean
-    was subtracted from: the mean of squares less the square of the mean would lose digits.
+    Large arrays keep their shape, and so, in OpenVINO, the layout that convolutions want. The mean of squares
+    less the square of the mean would lose digits.
     """
     channels = graph.arrays[f"{name}/gamma"].shape[0]
     grouped = graph.constant("groups", [0, _GROUPS, -1])
@@ -309,9 +286,8 @@ def _group_norm_of_fixed_shape(graph: _Graph, x: str, name: str) -> str:
         return graph.node("ReduceMean", [y], result, axes=[2], keepdims=1)
 
     def parameter(kind: str) -> str:
-        return graph.constant(
-            f"{name}/{kind}", _values(graph.arrays, f"{name}/{kind}").reshape(1, _GROUPS, -1)
-        )
+        values = _values(graph.arrays, f"{name}/{kind}")
+        return graph.constant(f"{name}/{kind}", values.reshape(1, _GROUPS, -1))
 
     mean = means(x, f"{name}/mean")
     zeros = graph.constant(f"zeros/{channels}", np.zeros((1, 1, channels // _GROUPS)))

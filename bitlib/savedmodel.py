@@ -11,10 +11,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import keras
 
@@ -23,9 +23,6 @@ from bitlib.checkpoint import CheckpointError, Source
 from bitlib.inputs import check_flag, check_input_range
 from bitlib.model import BiT
 from bitlib.writing import expanded, replacing
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 TOLERANCE = 1e-4
 """Largest difference between a port and the float64 reference, as a share of the logits' scale."""
@@ -37,8 +34,7 @@ _OPTIONS = {
 }
 """The options of each format; the names of the formats are Keras'."""
 
-_SUFFIXES = {".onnx": "onnx", ".tflite": "litert"}
-"""The formats that are files, by their suffix."""
+_SUFFIXES = {".onnx": "onnx", ".tflite": "litert"}  # of the formats that are files
 
 _OTHERS = {
     ".keras": "model.save writes such a file",
@@ -119,10 +115,8 @@ def _write(
     return write(module, signatures, directory, card)
 
 
-def write(
-    module: tf.Module, signatures: dict[str, Callable], directory: str | os.PathLike, card: str = ""
-) -> Path:
-    """Write a module with its signatures, and a model card if there is any, as `export`."""
+def write(module: Any, signatures: dict, directory: str | os.PathLike, card: str = "") -> Path:
+    """Write a `tf.Module` with its signatures, and a model card if there is any, as `export`."""
     import tensorflow as tf
 
     from bitlib import graphs
@@ -151,10 +145,9 @@ def _check(
     if not isinstance(format, str) or format not in _OPTIONS:
         raise ValueError(f"format: expected one of {', '.join(_OPTIONS)}, received {format!r}")
     given = {*options, *(name for name in ("freeze", "jit_compile") if flags[name])}
-    if unknown := sorted(given - (known := _OPTIONS[format])):
-        raise ValueError(
-            f"{unknown[0]}: no option of format {format!r}, which takes {', '.join(sorted(known))}"
-        )
+    if unknown := sorted(given - _OPTIONS[format]):
+        takes = ", ".join(sorted(_OPTIONS[format]))
+        raise ValueError(f"{unknown[0]}: no option of format {format!r}, which takes {takes}")
     foreign = suffix and suffix not in _SUFFIXES and suffix in " ".join(zoo.FOREIGN).split()
     if _SUFFIXES.get(suffix, format) != format or suffix in _OTHERS or foreign:
         written = f"bitlib.export(..., format={_SUFFIXES.get(suffix)!r}) writes such a file"
@@ -193,12 +186,10 @@ def _holds_others_files(directory: Path) -> str | None:
     """Why a folder may not be replaced: it is no SavedModel, or holds more. None if it may, or is empty."""
     if any(directory.iterdir()) and not (directory / "saved_model.pb").is_file():
         return "is not a SavedModel"
-    for folder, folders, files in os.walk(directory):
-        for name in [*(f"{name}/" for name in folders), *files]:
-            path = Path(folder, name)
-            entry = path.relative_to(directory).as_posix() + "/" * name.endswith("/")
-            if not _OURS.fullmatch(entry) and not (entry == "README.md" and modelcard.is_one(path)):
-                return f"holds {entry!r}, which is not a SavedModel's and would be lost"
+    for path in directory.rglob("*"):
+        entry = path.relative_to(directory).as_posix() + "/" * path.is_dir()
+        if not _OURS.fullmatch(entry) and not (entry == "README.md" and modelcard.is_one(path)):
+            return f"holds {entry!r}, which is not a SavedModel's and would be lost"
     return None
 
 
@@ -215,10 +206,7 @@ class Ported:
 
 
 def port_all(
-    sources: Iterable[str | os.PathLike],
-    directory: str | os.PathLike,
-    freeze: bool = False,
-    jit_compile: bool = False,
+    sources: Iterable, directory: str | os.PathLike, freeze: bool = False, jit_compile: bool = False
 ) -> Iterator[Ported]:
     """Port a list of checkpoints into a folder tree that mirrors TensorFlow Hub's.
 
@@ -231,30 +219,17 @@ def port_all(
         directory: the root of the tree; `hub.load(f"{directory}/{handle}")` is what `hub.load(handle)` was.
         freeze, jit_compile: as for `export`.
 
-    Yields:
-        What was written, one by one, each checked as by `port`.
-
-    Raises:
-        ValueError, FileExistsError: a name is unknown, or as `export`; before anything is written.
-        CheckpointError: as `port`; what was written before stays.
+    Yields what was written, one by one, each checked as by `port`. Raises: as `export` and ValueError of an
+    unknown name, before anything is written; CheckpointError as `port`, and what was written before stays.
     """
     targets = [target for source in sources for target in _targets(source)]
-    for target in targets:
-        _check(Path(directory, target.folder), target.input_range, freeze, jit_compile, "tf_saved_model", {})
-    return (_port(target, Path(directory), freeze, jit_compile) for target in targets)
+    for _, folder, _, input_range in targets:
+        _check(Path(directory, folder), input_range, freeze, jit_compile, "tf_saved_model", {})
+    return (_port(*target, directory, freeze, jit_compile) for target in targets)
 
 
-class _Target(NamedTuple):
-    """One SavedModel to make of a source."""
-
-    source: str | os.PathLike
-    folder: str
-    head: str | None
-    input_range: tuple[float, float]
-
-
-def _targets(source) -> list[_Target]:
-    """Everything that `port_all` makes of a source."""
+def _targets(source) -> list[tuple[Any, str, str | None, tuple]]:
+    """What `port_all` makes of a source: for each SavedModel its source, folder, head and range of inputs."""
     if zoo.is_collection(str(source)):
         return [target for handle in zoo.handles(str(source)) for target in _targets(handle)]
     card = zoo.card_of(source)
@@ -262,19 +237,19 @@ def _targets(source) -> list[_Target]:
         raise ValueError(f"sources: {source} has no name that a folder can have; rename the file")
     heads = {"logits": "keep", "features": None}
     if card.handle:
-        return [_Target(source, card.handle, heads[card.output], card.input_range)]
+        return [(source, card.handle, heads[card.output], card.input_range)]
     targets = []
     for output, plain in (("logits", "classifier"), ("features", "features")):
         handle = card.handles.get(output)
         input_range = zoo.card(handle).input_range if handle else card.input_range
-        targets.append(_Target(source, handle or f"{card.name}/{plain}/1", heads[output], input_range))
+        targets.append((source, handle or f"{card.name}/{plain}/1", heads[output], input_range))
     return targets
 
 
-def _port(target: _Target, directory: Path, freeze: bool, jit_compile: bool) -> Ported:
-    source = checkpoint.find(target.source)
-    model, difference = _checked(source, target.head)
-    folder = export(model, directory / target.folder, target.input_range, freeze, jit_compile)
+def _port(source, folder, head, input_range, directory, freeze: bool, jit_compile: bool) -> Ported:
+    source = checkpoint.find(source)
+    model, difference = _checked(source, head)
+    folder = export(model, Path(directory, folder), input_range, freeze, jit_compile)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     output = "features" if model.head is None else "logits"
     return Ported(source.card.name, folder, output, size, difference)
@@ -283,8 +258,7 @@ def _port(target: _Target, directory: Path, freeze: bool, jit_compile: bool) -> 
 def _checked(source: Source, head) -> tuple[BiT, float]:
     """A loaded model and its difference from the float64 reference, if that is small enough."""
     model = checkpoint.load(source, head=head)
-    # For the largest a small image will do: as many sums, fewer of each.
-    size = 64 if model.count_params() < 300_000_000 else 32
+    size = 64 if model.count_params() < 300_000_000 else 32  # as many sums, fewer of each
     with checkpoint.opened(source.path) as arrays:
         difference = reference.disagreement(model, arrays, size)
     if keras.backend.backend() == "tensorflow":

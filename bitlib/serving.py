@@ -1,7 +1,7 @@
 """From a file of a picture to names of classes inside a SavedModel: what `bitlib.images` does, as a graph.
 
-Pictures are decoded by TensorFlow. What it passes over and Pillow does not is read from the file here: the
-orientation, and the colour of a PNG that is transparent. From the levels on, both use the same operations.
+What TensorFlow's decoders pass over and Pillow does not is read from the file here: the orientation, and the
+colour of a PNG that is transparent.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from bitlib.inputs import check_whole
 from bitlib.model import BiT
 from bitlib.zoo import Card
 
-CONTENTS = tf.TensorSpec((None,), tf.string, "image_bytes")
-"""What the signature takes. TF Serving sends and takes binary values under names that end so."""
+CONTENTS = tf.TensorSpec(
+    (None,), tf.string, "image_bytes"
+)  # TF Serving's binary values have names that end so
 
 
 def signature(
@@ -27,20 +28,16 @@ def signature(
     """A function from files of pictures to the likeliest classes, to be saved as a signature.
 
     Args:
-        compute: what is exported of `model`: images, float32 `[N, H, W, 3]` in `input_range` -> a dictionary
-            that has their `logits`.
+        compute: images, float32 `[N, H, W, 3]` in `input_range` -> a dictionary that has their `logits`.
         model: its card says how pictures are preprocessed and what the classes are called.
         input_range: what `compute` takes.
-        top: how many classes to give; no more are given than there are.
+        top: how many classes to give, at most.
 
     Returns:
         A function of `image_bytes`, string `[N]`: the contents of JPEG or PNG files. It gives, the best class
         first, `probabilities` float32 `[N, top]`, `names` string `[N, top]` and `classes` int32 `[N, top]`. A
         content that is no such file, or corrupt, or larger than `bitlib.images.MAX_PIXELS`, is an
-        `InvalidArgumentError`, for the whole batch.
-
-    Raises:
-        ValueError: as `check`.
+        `InvalidArgumentError`, for the whole batch. Raises: as `check`.
     """
     card, names = check(model, top)
     count = min(top, len(names))
@@ -61,15 +58,8 @@ def signature(
 
 
 def check(model: BiT, top: int) -> tuple[Card, tuple[str, ...]]:
-    """The card of a model and the names of its classes, if a `signature` can be made of it.
-
-    Nothing is downloaded. The names are those that the card carries, or those of its list if that is on this
-    machine; a model without either has `class 0`, `class 1`, …
-
-    Raises:
-        ValueError: the model has no head or no card, its class list is not on this machine, or `top` is
-            below 1.
-    """
+    """The card of a model and the names of its classes. Raises: ValueError, if it has no head, no card or no
+    class list on this machine, or `top` is below 1."""
     if model.num_classes is None:
         raise ValueError("serving_bytes: expected a model with a head, this one gives features")
     if model.card is None:
@@ -83,10 +73,8 @@ def check(model: BiT, top: int) -> tuple[Card, tuple[str, ...]]:
     else:
         names, reason = labels.of_card(card, model.num_classes)
     if reason and card.labels:
-        raise ValueError(
-            f"serving_bytes: no names of classes: {reason}; or name them yourself: "
-            "model.card = dataclasses.replace(model.card, class_names=(...))"
-        )
+        way = "name them yourself: model.card = dataclasses.replace(model.card, class_names=(...))"
+        raise ValueError(f"serving_bytes: no names of classes: {reason}; or {way}")
     return card, names
 
 
@@ -175,8 +163,8 @@ def turned(levels: Tensor, orientation: Tensor) -> Tensor:
 def orientation(content: Tensor) -> Tensor:
     """The orientation, int64 1 to 8, in the EXIF data of a JPEG or PNG file, else in its XMP; 1 if none.
 
-    EXIF data are a TIFF file: its byte order, the place of its first folder, and in that entries of twelve
-    bytes (tag, type, number of values, value). They stand near the beginning of a picture, behind a mark.
+    EXIF data, behind a mark, are a TIFF file: its byte order, the place of its first folder, and in that
+    entries of twelve bytes (tag, type, number of values, value).
     """
     head = tf.strings.substr(content, 0, 1 << 17)
     mark = tf.where(tf.io.is_jpeg(content), b"Exif\0\0", b"eXIf")

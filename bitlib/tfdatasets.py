@@ -23,21 +23,17 @@ def tfds(
 ) -> tuple[list, np.ndarray, list[str]]:
     """A split of TensorFlow Datasets (`cifar10`, `oxford_flowers102`), as a labelled set.
 
-    Pictures stay encoded, as they are stored, until they are used; the whole split is in memory so.
-
     Args:
         name: of a data set with one picture and one class label an example, with its version if wanted.
         split: as TFDS writes them: `train`, `test`, `train[:10000]`, `train+validation`.
-        data_dir: the folder of an offline copy; None for TFDS' own. What is not there is downloaded by
-            TFDS, unless `BITLIB_OFFLINE` is 1.
+        data_dir: the folder of an offline copy; None for TFDS' own. What is not there is downloaded by TFDS,
+            unless `BITLIB_OFFLINE` is 1.
 
     Returns:
-        encoded pictures (bytes), labels int64 `[N]`, class names.
+        pictures as they are stored, encoded (bytes); labels int64 `[N]`; class names.
 
-    Raises:
-        ImportError: tensorflow-datasets is not installed.
-        ValueError: there is no such data set or split, it is not of pictures and class labels, it
-            has none, or it cannot be had, or not while `BITLIB_OFFLINE` is 1.
+    Raises: ImportError, if tensorflow-datasets is not installed; ValueError, if there is no such data set or
+        split, it has no pictures or class labels, or cannot be had.
     """
     stored, (image, label), class_names = _stored(name, split, data_dir)
     pairs = [(example[image], example[label]) for example in stored.as_numpy_iterator()]
@@ -48,25 +44,18 @@ def tfds(
 
 
 def stream(
-    name: str,
-    split: str,
-    size: int,
-    data_dir: str | os.PathLike | None = None,
-    context: tf.distribute.InputContext | None = None,
+    name: str, split: str, size: int, data_dir: str | os.PathLike | None = None, context: Any = None
 ) -> tuple[tf.data.Dataset, list[str]]:
     """As `tfds`, for a split that does not fit into memory: read from disk in each epoch.
 
     Args:
-        name, split, data_dir: as of `tfds`.
+        name, split, data_dir: as of `tfds`, which also says what is raised.
         size: height and width to resize to, bilinearly, in pixels.
-        context: says which of how many machines this is, and gives it its part of the split; None for all.
+        context: a `tf.distribute.InputContext` gives this machine its part of the split; None for all.
 
     Returns:
         an unbatched `tf.data.Dataset` of images float32 `[size, size, 3]` in [-1, 1] and int64 labels, in the
         order of its files; and the class names.
-
-    Raises:
-        ImportError, ValueError: as `tfds`.
     """
     tf = tensorflow("bitlib.datasets.stream")
     stored, (image, label), class_names = _stored(name, split, data_dir, context)
@@ -84,17 +73,14 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
     try:
         import tensorflow_datasets
     except ImportError:
-        raise ImportError(
-            "tensorflow-datasets: the package is not installed; pip install 'bitlib[datasets]', "
-            'or use a folder of pictures, "digits" or "glyphs"'
-        ) from None
-
+        reason = "the package is not installed; pip install 'bitlib[datasets]', or use a folder or \"digits\""
+        raise ImportError(f"tensorflow-datasets: {reason}") from None
     data_dir = None if data_dir is None else expanded(data_dir, "data_dir")
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
     except Exception as error:  # each of them has several reasons for saying no
-        reason = _first_line(error)
-        raise ValueError(f"name: no data set {name!r} in TensorFlow Datasets ({reason})") from error
+        reason = f"in TensorFlow Datasets ({_first_line(error)})"
+        raise ValueError(f"name: no data set {name!r} {reason}") from error
     keys: tuple = builder.info.supervised_keys or ()
     features = builder.info.features
     kinds = (tensorflow_datasets.features.Image, tensorflow_datasets.features.ClassLabel)
@@ -110,8 +96,8 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
         try:
             builder.download_and_prepare()
         except Exception as error:
-            reason = _first_line(error)
-            raise ValueError(f"name: TensorFlow Datasets cannot prepare {name} ({reason})") from error
+            trouble = f"TensorFlow Datasets cannot prepare {name} ({_first_line(error)})"
+            raise ValueError(f"name: {trouble}") from error
     return builder, keys
 
 

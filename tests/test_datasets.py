@@ -253,12 +253,6 @@ class TestPipeline:
         batch = next(iter(dataset.batch(3)))[0]
         assert batch.shape == (3, 16, 16, 3)
 
-    def test_large_pictures_are_resized_to_the_same(self, pictures, monkeypatch):
-        small = list(datasets.pipeline(pictures[:3], [0, 1, 2], size=16).as_numpy_iterator())
-        monkeypatch.setattr(datasets, "_LARGE", 1)
-        large = list(datasets.pipeline(pictures[:3], [0, 1, 2], size=16).as_numpy_iterator())
-        np.testing.assert_array_equal([image for image, _ in small], [image for image, _ in large])
-
     def test_a_picture_that_cannot_be_read(self, tmp_path):
         (tmp_path / "bad.png").write_bytes(b"nothing")
         dataset = datasets.pipeline([tmp_path / "bad.png"], [0])

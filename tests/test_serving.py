@@ -311,7 +311,7 @@ class TestNames:
     def test_nonsense_is_refused(self, tmp_path, small_npz):
         model = bitlib.load(small_npz)
         for changed, message in (
-            ({"serving_bytes": True, "top": 0}, "^top: expected at least 1, received 0"),
+            ({"serving_bytes": True, "top": 0}, "^top: expected at least 1, a whole number, received 0"),
             ({"serving_bytes": True, "stages": True}, "^stages: expected False beside freeze or serving"),
             ({"freeze": True, "stages": True}, "^stages: expected False beside freeze or serving"),
         ):
