@@ -18,10 +18,10 @@ import keras
 import numpy as np
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 
-from bitlib import finetune, loop, ops
+from bitlib import checkpoint, finetune, loop, ops
 from bitlib.examples import prepare, takes_context
 from bitlib.hyperrule import Plan
-from bitlib.inputs import check_whole
+from bitlib.inputs import check_flag, check_whole
 from bitlib.model import BiT
 from bitlib.resume import History
 
@@ -60,7 +60,9 @@ def plan(
     resize = check_whole("resize", crop * 8 // 7 if resize is None else resize, least=crop)
     check_whole("steps", steps)
     check_whole("batch_size", batch_size)
-    if not 0 < learning_rate < math.inf:
+    check_flag("random_flip", random_flip)
+    check_flag("random_crop", random_crop)
+    if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate: expected a positive number, received {learning_rate!r}")
     return Matching(
         variant="matching",
@@ -164,7 +166,11 @@ def match(
         validate,
         seed,
         verbose,
-        run={"temperature": temperature, "weight_decay": weight_decay},
+        run={
+            "temperature": temperature,
+            "weight_decay": weight_decay,
+            "teacher's weights": checkpoint.fingerprint(teacher),
+        },
         models=(teacher, student),
         names=("student", "images"),
         clip=1.0,
