@@ -330,6 +330,22 @@ def test_files_of_keras_are_read_as_the_message_says(model, small_arrays, tmp_pa
     np.testing.assert_array_equal(other(RIGHT), model(RIGHT))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("units", 50),
+        ("units", None),
+        ("width", "1"),
+        ("num_classes", 2.5),
+        ("num_classes", ["a", "b"]),
+        ("num_classes", True),
+    ],
+)
+def test_arguments_of_a_network(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        bitlib.model.BiT(**{"units": (1, 1, 1, 1), "width": 0.5, "num_classes": 3} | {name: value})
+
+
 @pytest.mark.parametrize("arrays", [None, [1], 3])
 def test_what_is_assigned_is_arrays_by_name(model, arrays):
     with pytest.raises(TypeError, match="^arrays: expected arrays by name, received"):
