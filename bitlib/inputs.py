@@ -93,9 +93,11 @@ def check_images(images: Any, smallest: int = SMALLEST, first: int = 0, warn: bo
 def check_predictable(x: Any) -> None:
     """As `check_images`, of what `predict` takes: of a Dataset or PyDataset the first batch.
 
-    Generators and PyTorch's DataLoader pass unseen.
+    Generators, PyTorch's DataLoader and distributed Datasets pass unseen.
     """
     if hasattr(x, "element_spec"):
+        if not hasattr(x, "take"):
+            return
         x = next(iter(x.take(1)), None)
     elif hasattr(x, "num_batches") and hasattr(x, "__getitem__"):  # keras.utils.PyDataset
         x = x[0]

@@ -96,15 +96,21 @@ DOORS = {
     "call by name": lambda model, images: model(inputs=images),
     "predict": lambda model, images: model.predict(images, verbose=0),
     "stages": lambda model, images: model.stages(images),
+    "predict_on_batch": lambda model, images: model.predict_on_batch(images),
+}
+
+LEARNING = {
+    "fit": lambda model, images: model.fit(images, np.zeros((2, 5)), verbose=0),
+    "evaluate": lambda model, images: model.evaluate(images, np.zeros((2, 5)), verbose=0),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", DOORS | LEARNING)
 def test_what_is_no_batch_of_images_is_refused(model, door, kind):
     images, words = WRONG[kind]
     with pytest.raises(ValueError, match=words):
-        DOORS[door](model, images)
+        (DOORS | LEARNING)[door](model, images)
 
 
 @pytest.mark.parametrize("door", DOORS)
