@@ -308,7 +308,7 @@ def fingerprint(model: keras.Model) -> int:
     """A number for the weights of a model, of some values of each array; any training changes it."""
     from keras import ops
 
-    some = [ops.reshape(variable.value, (-1,))[:16] for variable in model.variables]
+    some = [ops.reshape(variable.value, (-1,))[:16] for variable in model.weights]
     return zlib.crc32(b"".join(np.asarray(ops.convert_to_numpy(v), "<f4").tobytes() for v in some))
 
 

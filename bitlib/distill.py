@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from numbers import Real
@@ -190,6 +191,9 @@ def _check_pair(teacher: keras.Model, student: keras.Model, plan: Plan) -> int:
             raise TypeError(f"{name}: expected a Keras model, received {type(model).__name__}")
         logits = model(np.zeros((1, plan.crop, plan.crop, 3), np.float32), training=False)
         shapes.append(tuple(getattr(logits, "shape", ())))
+        values = keras.ops.convert_to_numpy(logits) if len(shapes[-1]) == 2 else np.zeros((1, 1))
+        if values.shape[1] > 1 and (values >= 0).all() and abs(values.sum() - 1) < 1e-4:
+            warnings.warn(f"{name}: its outputs sum to 1; expected logits, not probabilities", stacklevel=3)
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         found = f"outputs of shape {shapes[1]} for one image, the teacher's have {shapes[0]}"
         raise ValueError(
