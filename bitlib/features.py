@@ -105,7 +105,7 @@ def _check_labelled(features: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray,
         raise ValueError(f"labels: expected one for each of {count} features, received {classes.shape}")
     values, expected = classes.tolist(), "labels: expected class numbers or names, received"
     if classes.dtype.kind in "OSU" and not any(value is None or value != value for value in values):
-        # NumPy makes texts of a list of several kinds; a column of pandas has objects, whose numbers stay such.
+        # NumPy makes texts of a list of several kinds; of a column of pandas, numbers stay numbers.
         given = labels if isinstance(labels, (list, tuple)) and np.ndim(labels[0]) == 0 else values
         kinds = {str if isinstance(value, str) else type(value) for value in given}
         if len(kinds) > 1 or not isinstance(values[0], (str, int, float, np.number)):
