@@ -284,11 +284,11 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
 
 
-def fingerprint(model: BiT) -> int:
+def fingerprint(model: keras.Model) -> int:
     """A number for the weights of a model, of some values of each array; any training changes it."""
     from keras import ops
 
-    some = [ops.reshape(variable.value, (-1,))[:16] for variable in model.variables]
+    some = [ops.reshape(variable.value, (-1,))[:16] for variable in model.weights]
     return zlib.crc32(b"".join(np.asarray(ops.convert_to_numpy(v), "<f4").tobytes() for v in some))
 
 
@@ -304,7 +304,7 @@ def _checked_head(head: Any) -> tuple[str | int | None, tuple[str, ...] | None]:
     elif isinstance(head, Collection) and not isinstance(head, (Mapping, Set)):
         names = list(head) if getattr(head, "ndim", 1) == 1 else []
         twice = [name for name, count in Counter(map(str, names)).items() if count > 1]
-        if names and all(map(_is_text, names)) and not twice:
+        if names and all(map(_is_text, names)) and all(map(str.strip, map(str, names))) and not twice:
             return len(names), tuple(map(str, names))
         received = f"{twice[0]!r} more than once" if twice else received
     expected = "'keep', None, a number of classes or a list of their names (text, each once)"

@@ -23,7 +23,7 @@ from bitlib.tasks import (  # the old address of some of these
 )  # fmt: skip
 
 # isort: on
-from bitlib.inputs import check_whole, tensorflow
+from bitlib.inputs import array, check_whole, tensorflow
 from bitlib.tfdatasets import builder_of, stream, tfds
 
 if TYPE_CHECKING:
@@ -281,9 +281,11 @@ def draw(
     Raises:
         ValueError: a class has fewer than `shots` examples left, or nothing is left to test on.
     """
-    labels = np.asarray(labels)
+    labels = array(labels, "labels")
     if labels.ndim != 1 or not len(labels):
         raise ValueError(f"labels: expected one for each example, [N], received shape {labels.shape}")
+    if any(value is None or value != value for value in labels.tolist()):
+        raise ValueError("labels: expected class numbers or names, received missing values")
     train, test = _drawn(labels, shots, num_test, seed)
     _warn_if_untested(labels, labels[test])
     return train, test

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,10 @@ import keras
 import numpy as np
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 
-from bitlib import finetune, loop, ops
+from bitlib import checkpoint, finetune, loop, ops
 from bitlib.examples import prepare, takes_context
 from bitlib.hyperrule import Plan
-from bitlib.inputs import check_number, check_whole
+from bitlib.inputs import check_flag, check_number, check_whole
 from bitlib.model import BiT
 from bitlib.resume import History
 
@@ -59,6 +60,8 @@ def plan(
     resize = check_whole("resize", crop * 8 // 7 if resize is None else resize, least=crop)
     check_whole("steps", steps)
     check_whole("batch_size", batch_size)
+    check_flag("random_flip", random_flip)
+    check_flag("random_crop", random_crop)
     check_number("learning_rate", learning_rate)
     return Matching(
         variant="matching",
@@ -160,7 +163,11 @@ def match(
         validate,
         seed,
         verbose,
-        run={"temperature": temperature, "weight_decay": weight_decay},
+        run={
+            "temperature": temperature,
+            "weight_decay": weight_decay,
+            "teacher's weights": checkpoint.fingerprint(teacher),
+        },
         models=(teacher, student),
         names=("student", "images"),
         clip=1.0,
@@ -180,6 +187,9 @@ def _check_pair(teacher: keras.Model, student: keras.Model, plan: Plan) -> int:
             raise TypeError(f"{name}: expected a Keras model, received {type(model).__name__}")
         logits = model(np.zeros((1, plan.crop, plan.crop, 3), np.float32), training=False)
         shapes.append(tuple(getattr(logits, "shape", ())))
+        values = keras.ops.convert_to_numpy(logits) if len(shapes[-1]) == 2 else np.zeros((1, 1))
+        if values.shape[1] > 1 and (values >= 0).all() and abs(values.sum() - 1) < 1e-4:
+            warnings.warn(f"{name}: its outputs sum to 1; expected logits, not probabilities", stacklevel=3)
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         found = f"outputs of shape {shapes[1]} for one image, the teacher's have {shapes[0]}"
         raise ValueError(

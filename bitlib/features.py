@@ -12,7 +12,7 @@ from bitlib import progress
 from bitlib.datasets import draw
 from bitlib.devices import forward
 from bitlib.examples import image_batches
-from bitlib.inputs import array, check_images, check_number, check_whole
+from bitlib.inputs import array, check_flag, check_images, check_number, check_whole
 from bitlib.model import BiT
 from bitlib.ops import PLAIN
 
@@ -55,6 +55,7 @@ def extract(
     if not isinstance(model, BiT):
         raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
     check_whole("batch_size", batch_size)
+    check_flag("pool", pool)
     compute = _compiled(model, stage, pool and stage != "features")
     results = []
     total = len(images) if isinstance(images, np.ndarray) and images.ndim else None
@@ -99,10 +100,13 @@ def _check_labelled(features: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray,
     if classes.shape != (count := len(vectors),):
         raise ValueError(f"labels: expected one for each of {count} features, received {classes.shape}")
     values, expected = classes.tolist(), "labels: expected class numbers or names, received"
-    if classes.dtype == object and not any(value is None or value != value for value in values):
-        if len(set(map(type, values))) > 1 or not isinstance(values[0], (str, int, float, np.number)):
+    if classes.dtype.kind in "OSU" and not any(value is None or value != value for value in values):
+        # NumPy makes texts of a list of several kinds; of a column of pandas, numbers stay numbers.
+        given = labels if isinstance(labels, (list, tuple)) and np.ndim(labels[0]) == 0 else values
+        kinds = {str if isinstance(value, str) else type(value) for value in given}
+        if len(kinds) > 1 or not isinstance(values[0], (str, int, float, np.number)):
             raise ValueError(f"{expected} several kinds of values")
-        classes = np.asarray(values)  # of a column of pandas: numbers stay numbers
+        classes = np.asarray(values)
     if classes.dtype == object or (classes.dtype.kind == "f" and (classes != np.floor(classes)).any()):
         raise ValueError(f"{expected} missing values or fractions")
     if len(np.unique(classes)) < 2:
@@ -148,6 +152,7 @@ def few_shot(
     features, labels = _check_labelled(features, labels)
     for name, value in (("shots", shots), ("draws", draws), ("num_test", num_test)):
         check_whole(name, value)
+    check_whole("seed", seed, least=0)
     scores = []
     for each in range(seed, seed + draws):
         train, test = draw(labels, shots, num_test, each)

@@ -18,7 +18,7 @@ from bitlib import augment, loop, ops, zoo
 from bitlib.devices import BACKEND, forward
 from bitlib.examples import ahead, errors_in_words, prepare, takes_context
 from bitlib.hyperrule import Plan
-from bitlib.inputs import check_whole
+from bitlib.inputs import check_flag, check_whole
 from bitlib.model import BiT
 from bitlib.resume import STATE as STATE
 from bitlib.resume import History
@@ -91,6 +91,7 @@ def fit(
     """
     num_classes = _check_model(model, plan)
     check_steps(plan, accumulate, save_every, validate_every)
+    check_flag("jit_compile", jit_compile)
     if freeze is not None and freeze not in FREEZABLE:
         raise ValueError(f"freeze: expected None or one of {', '.join(FREEZABLE)}, received {freeze!r}")
     variables = _trainable(model, freeze)

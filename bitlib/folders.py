@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bitlib import images
-from bitlib.inputs import check_flag
+from bitlib.inputs import check_flag, described
 from bitlib.writing import expanded, sha256
 
 Labelled = tuple[list[Path], np.ndarray, list[str]]
@@ -39,6 +39,9 @@ COLUMNS = {
 }
 """What the columns of a table are called, in any case, with or without blanks and underscores. Of splits, one
 whose values are words of `SPLITS` will do."""
+
+
+_MISSING = ("na", "n/a", "#n/a", "nan", "null")  # as spreadsheets and pandas write them
 
 
 def folder(path: str | os.PathLike, verify: bool = True) -> Labelled:
@@ -284,6 +287,8 @@ def table_parts(
 def _read(source, columns, root) -> tuple[Labelled, list[str]]:
     """The labelled set of a table; and the split of each picture, none if there is no such column."""
     columns = columns or {}
+    if not hasattr(source, "columns") and not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"source: expected a CSV file or a DataFrame, received {described(source)}")
     if not isinstance(columns, Mapping) or set(columns) - set(COLUMNS):
         raise ValueError(f"columns: expected the keys {_some(COLUMNS)}, received {columns!r:.200}")
     if hasattr(source, "columns"):
@@ -301,9 +306,15 @@ def _read(source, columns, root) -> tuple[Labelled, list[str]]:
         right = [name for name in names if len(others[name]) < 9 and known_splits(others[name])]
         right = [name for name in right if name not in found.values()]
         found["split"] = right[0] if len(right) == 1 else None
+    named = [name for name in found.values() if name is not None]
+    if len(set(named)) < len(named):
+        raise ValueError(f"columns: expected a column for each, received {_some(named)}")
     used = {role: cells[names.index(name)] for role, name in found.items() if name is not None}
     texts = {role: list(map(_text, column)) for role, column in used.items()}
     for role, column in texts.items():
+        odd = [described(value) for value in used[role] if _is_several(value)]
+        if odd:
+            raise ValueError(f"{where} has {odd[0]} as {role}; expected one text or number for each picture")
         empty = [f"row {number}" for number, text in zip(numbers, column, strict=True) if not text]
         if empty:
             raise ValueError(f"{where} has no {role} in {_some(empty)}; expected one for each picture")
@@ -364,8 +375,14 @@ def _column(role: str, wanted: str | None, names: Sequence) -> Any:
     return found[0] if found else None
 
 
+def _is_several(value: Any) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, str)
+
+
 def _text(value: Any) -> str:
     """A cell as text; empty if its value is missing."""
+    if _is_several(value):
+        return str(value)
     try:
         return "" if value is None or value != value else str(value).strip()
     except TypeError:  # pandas' NA is neither equal nor unequal to itself
@@ -385,5 +402,7 @@ def _classes(where: str, numbers: Sequence[int], texts: Sequence[str]) -> tuple[
             raise ValueError(f"{where} has the labels {_some(odd)}; expected whole numbers or names")
         texts = [t if t.isdigit() else str(int(value)) for t, value in zip(texts, values, strict=True)]
     class_names = _ordered(texts)
+    if missing := [name for name in class_names if name.casefold() in _MISSING]:
+        warnings.warn(f"{where}: {_some(missing)}: taken as a class, not as missing values", stacklevel=5)
     places = {name: place for place, name in enumerate(class_names)}
     return np.array([places[text] for text in texts], np.int64), class_names

@@ -144,7 +144,7 @@ def plan(
         mixup_alpha = 0.0 if num_examples < SMALL else 0.1
     check_number("mixup_alpha", mixup_alpha, least=0)
 
-    large = (512, 480) if variant == "official" or architecture == "R152x4" else (448, 384)
+    large = (512, 480) if variant == "official" or _is_largest(architecture) else (448, 384)
     rule = (160, 128) if height * width < 96 * 96 else large
     crop = None if crop is None else check_whole("crop", crop)
     resize = max(rule[0], crop or 0) if resize is None else check_whole("resize", resize)
@@ -168,6 +168,15 @@ def plan(
         random_flip=task not in NO_FLIP if random_flip is None else bool(random_flip),
         random_crop=task not in NO_CROP if random_crop is None else bool(random_crop),
     )
+
+
+def _is_largest(architecture: str | None) -> bool:
+    """Whether it is R152x4, in any case, or the name of a model that is."""
+    if architecture is not None and not isinstance(architecture, str):
+        raise ValueError(
+            f"architecture: expected None or a name such as 'R152x4', received {architecture!r:.80}"
+        )
+    return "r152x4" in (architecture or "").lower()
 
 
 def _supports(num_examples: int, variant: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitlib.inputs import SMALLEST, check_flag, check_whole, described
+from bitlib.inputs import SMALLEST, array, check_flag, check_whole, described
 from bitlib.zoo import Card
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ MAX_BYTES = 10 * MAX_PIXELS
 
 _BAND = 1 << 20  # pixels converted at a time, so that no second picture is in memory
 _EXPECTED = "expected a picture or a folder of pictures"
+_BITS = "if they have 12 bits, multiply by 16"
 _ORIENTATION = 0x0112  # a tag of EXIF
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
@@ -106,8 +107,8 @@ def decoded(source: Picture) -> Iterator[np.ndarray]:
             yield picture
     elif hasattr(source, "__array__"):
         with _failing_as("array: cannot be read"):
-            array = np.asarray(source)
-        yield _from_array(array)
+            levels = array(source, "array")
+        yield _from_array(levels)
     else:
         expected = "a path, bytes, a PIL image or an array"
         raise ValueError(f"source: expected {expected}, received {type(source).__name__}")
@@ -256,9 +257,13 @@ def _banded(levels: Callable[[int, int], np.ndarray], size: tuple[int, int], nam
     for top in range(0, height, rows):
         band = levels(top, min(top + rows, height))
         picture[top : top + rows] = _rgb(band.reshape(*band.shape[:2], -1), name)
-    if band.dtype == np.uint16 and picture.max() <= 1:
-        hint = "if they are in [0, 255], pass uint8"
-        warnings.warn(f"{name}: 16-bit levels in [0, 65535], none above 255; {hint}", stacklevel=2)
+    brightest = picture.max()
+    if band.dtype == np.uint16 and brightest <= 16:
+        most, hint = (255, "if they are in [0, 255], pass uint8") if brightest <= 1 else (4111, _BITS)
+        warnings.warn(f"{name}: 16-bit levels in [0, 65535], none above {most}; {hint}", stacklevel=2)
+    elif band.dtype == np.uint8 and brightest == 1:
+        hint = "if they are in [0, 1], pass bool or float"
+        warnings.warn(f"{name}: 8-bit levels in [0, 255], none above 1; {hint}", stacklevel=2)
     return picture
 
 
@@ -321,8 +326,15 @@ def resize(image: np.ndarray, size: tuple[int, ...], antialias: bool = False) ->
     """Resize bilinearly, to what `tf.image.resize` gives but for the last digits.
 
     From `[..., H, W, C]` of any dtype to float32 `[..., *size, C]` in the same range; `size` is height and
-    width, `antialias` as of `prepare`.
+    width, `antialias` as of `prepare`. Raises: ValueError, unless these are such.
     """
+    image, size = array(image, "image"), tuple(size) if isinstance(size, Iterable) else (size,)
+    if image.ndim < 3 or 0 in image.shape or image.dtype.kind not in "biuf":
+        raise ValueError(f"image: expected [..., H, W, C], received {image.dtype} of shape {image.shape}")
+    if len(size) != 2:
+        raise ValueError(f"size: expected height and width, received {size}")
+    for side in size:
+        check_whole("size", side)
     for axis, length in zip((-3, -2), size, strict=True):
         if image.shape[axis] == length:
             continue

@@ -91,6 +91,8 @@ def check_images(images: Any, smallest: int = SMALLEST, first: int = 0, warn: bo
 def check_predictable(x: Any) -> None:
     """As `check_images`, of the first batch that `predict` takes; generators and DataLoaders pass unseen."""
     if hasattr(x, "element_spec"):
+        if not hasattr(x, "take"):
+            return
         x = next(iter(x.take(1)), None)
     elif hasattr(x, "num_batches") and hasattr(x, "__getitem__"):  # keras.utils.PyDataset
         x = x[0]
@@ -185,14 +187,17 @@ def _numpy(values: Any) -> np.ndarray:  # PyTorch's, perhaps with a gradient or 
 def scores(values: Any, name: str) -> np.ndarray:
     """Numbers of classes, float64 `[..., classes]`. Raises: ValueError for what is none, NaN and infinity."""
     found = array(values, name)
-    if found.dtype.kind not in "iuf" or not found.ndim or not (found < np.inf).all():
-        received = "NaN or infinity" if found.dtype.kind == "f" and found.ndim else described(values)
+    numbers = found.dtype.kind in "iuf" and found.ndim and found.shape[-1]
+    if not numbers or not ((found < np.inf).all() and (found.max(-1) > -np.inf).all()):
+        received = "NaN or infinity" if found.dtype.kind == "f" and found.size > 1 else described(values)
         raise ValueError(f"{name}: expected a number for each class, [N, classes], received {received}")
     return found.astype(np.float64)
 
 
 def array(values: Any, name: str) -> np.ndarray:
     """Numbers of any library as a NumPy array; raises ValueError for what is none."""
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name}: expected an array without missing values, received a masked one")
     try:
         return _numpy(values)
     except Exception as error:  # each library has its own

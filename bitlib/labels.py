@@ -25,7 +25,7 @@ def names(class_list: str) -> tuple[str, ...]:
         ValueError: there is no such list.
         ConnectionError: it is not bundled, and cannot be downloaded; or what is cached is no such list.
     """
-    if class_list not in CLASS_LISTS:
+    if not isinstance(class_list, str) or class_list not in CLASS_LISTS:
         raise ValueError(f"class_list: expected one of {', '.join(CLASS_LISTS)}, received {class_list!r}")
     file = CLASS_LISTS[class_list]
     path = bundled(file) if class_list == "glyph1k" else fetch_file(file)
@@ -96,7 +96,10 @@ def top_k(probabilities: ArrayLike, class_names: Sequence[str], k: int = 5) -> l
     if probabilities.ndim != 2:
         expected = "[N, classes], of one picture probabilities[None]"
         raise ValueError(f"probabilities: expected {expected}, received shape {probabilities.shape}")
-    in_order = hasattr(class_names, "__getitem__") and not isinstance(class_names, Mapping)
+    if getattr(class_names, "ndim", 1) == 1 and hasattr(class_names, "tolist"):
+        class_names = class_names.tolist()  # of pandas: by position, whatever its index
+    in_order = hasattr(class_names, "__getitem__") and not hasattr(class_names, "ndim")
+    in_order = in_order and not isinstance(class_names, Mapping)
     if not in_order or len(class_names) != probabilities.shape[1]:
         received = len(class_names) if in_order else described(class_names)
         raise ValueError(f"class_names: expected {probabilities.shape[1]} names, received {received}")

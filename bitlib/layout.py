@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import NamedTuple
 
 UNITS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -46,11 +47,13 @@ GROUPS = 32  #: of every GroupNorm, whatever the width
 
 def check_architecture(units: Sequence[int], width: float, num_classes: int | None) -> None:
     """Raise ValueError unless there are four blocks of one unit or more, 32 groups, a class or no head."""
-    if len(units) != 4 or not all(isinstance(n, int) and n > 0 for n in units):
+    counts = list(units) if isinstance(units, Iterable) else []
+    if len(counts) != 4 or not all(isinstance(n, int) and n > 0 for n in counts):
         raise ValueError(f"units: expected four positive integers, received {units!r}")
-    if width <= 0 or 64 * width % GROUPS:
+    if not isinstance(width, Real) or width <= 0 or 64 * width % GROUPS:
         raise ValueError(f"width: 64 * width must be a multiple of {GROUPS}, received {width!r}")
-    if num_classes is not None and num_classes < 1:
+    whole = isinstance(num_classes, Integral) and not isinstance(num_classes, bool)
+    if num_classes is not None and not (whole and num_classes > 0):
         raise ValueError(f"num_classes: expected None or a positive integer, received {num_classes!r}")
 
 

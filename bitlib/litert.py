@@ -23,7 +23,7 @@ from bitlib.graphs import INPUTS, function, scaled, without_log
 from bitlib.inputs import FARTHEST, SMALLEST, array, check_images, check_input_range
 from bitlib.model import BiT
 from bitlib.progress import stderr_aside
-from bitlib.writing import replacing
+from bitlib.writing import expanded, replacing
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 
@@ -92,10 +92,13 @@ def load(path: str | os.PathLike) -> Callable[[ArrayLike], np.ndarray]:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise ImportError("LiteRT's interpreter: pip install 'bitlib[litert]'") from error
-    if not Path(path).is_file():
+    if not expanded(path, "path").is_file():
         raise FileNotFoundError(f"path: {path} is no file, expected a .tflite file")
-    with stderr_aside():
-        interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+    try:
+        with stderr_aside():
+            interpreter = Interpreter(str(expanded(path, "path")), num_threads=os.cpu_count())
+    except ValueError as error:
+        raise ValueError(f"path: {path} cannot be read as a .tflite file ({error})") from error
     (fed,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def compute(images: ArrayLike) -> np.ndarray:
@@ -136,6 +139,11 @@ def _checked_images(representative, input_range, precision: str) -> np.ndarray |
     if found:
         expected = f"float images [N, H, W, 3] in {list(input_range)}, H and W at least {SMALLEST}"
         raise ValueError(f"representative: expected {expected}; received {found}")
+    if low < 0 <= images.min():
+        advice = "if callers will feed [0, 1], say input_range=(0, 1); else multiply by 2 and subtract 1"
+        warnings.warn(
+            f"representative: all values lie in [0, 1], the file takes [-1, 1]; {advice}", stacklevel=4
+        )
     return images.astype(np.float32)
 
 

@@ -22,6 +22,7 @@ from bitlib.examples import ahead, errors_in_words, machine
 from bitlib.hyperrule import Plan
 from bitlib.inputs import check_whole
 from bitlib.resume import History, Saved
+from bitlib.writing import expanded
 
 
 def train(
@@ -65,6 +66,9 @@ def train(
         optimizer = make_optimizer()
         optimizer.build(variables)
     run = asdict(plan) | {"boundaries": list(plan.boundaries), "seed": seed} | run
+    source = getattr(model, "source", None)
+    marks = {"examples": getattr(examples, "fingerprint", None), "weights": source and source.fingerprint}
+    run |= {name: mark for name, mark in marks.items() if mark is not None}
     saved = Saved(checkpoints, model, optimizer, run)
     trained = sum(math.prod(variable.shape) for variable in variables)
     history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
@@ -192,7 +196,7 @@ class TensorBoard:
             except ImportError as error:
                 needed = "tensorboard: the package is not installed; pip install 'bitlib[tensorboard]'"
                 raise ImportError(needed) from error
-            self.writer = Writer(str(folder))
+            self.writer = Writer(str(expanded(folder, "tensorboard")))
 
     def write(self, step: int, **scalars: float) -> None:
         """Write values of one step, by name."""

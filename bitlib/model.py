@@ -240,6 +240,21 @@ class BiT(keras.Model):
         check_predictable(x)
         return super().predict(x, *args, **kwargs)
 
+    def predict_on_batch(self, x: Any) -> Any:
+        """As Keras' own, of checked images."""
+        check_images(x)
+        return super().predict_on_batch(x)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras' own, of checked images."""
+        check_predictable(x)
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras' own, of checked images."""
+        check_predictable(x)
+        return super().evaluate(x, *args, **kwargs)
+
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Changes nothing, and warns of it once: Keras warns of every layer."""
         warnings.warn(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,10 +14,13 @@ import numpy as np
 
 from bitlib import checkpoint
 from bitlib.model import BiT
-from bitlib.writing import replacing
+from bitlib.writing import expanded, replacing
 
 STATE = "training.npz"
 """The file of a checkpoint folder: weights, momenta, step, history, and the run that they belong to."""
+
+FINGERPRINTS = ("examples", "weights", "teacher's weights")
+"""Of what `fit` and `match` are given, besides arguments: numbers that differ where these do."""
 
 
 @dataclass
@@ -45,9 +48,14 @@ class Saved:
     """The saved state of one training: `file`, which is None for a training that is not saved."""
 
     def __init__(self, folder: str | os.PathLike | None, model: keras.Model, optimizer: Any, run: Mapping):
-        """`run` has the arguments that make this training this one, as JSON has them. Makes the folder."""
-        self.file = None if folder is None else Path(folder).expanduser() / STATE
+        """`run` has the arguments that make this training this one, as JSON has them. Makes the folder.
+
+        Of those in `FINGERPRINTS`, others are told of: nobody can know whether they were meant.
+        """
+        self.file = None if folder is None else expanded(folder, "checkpoints") / STATE
         if self.file:
+            if self.file.parent.is_file():
+                raise ValueError(f"checkpoints: expected a folder, received the file {self.file.parent}")
             self.file.parent.mkdir(parents=True, exist_ok=True)
         self.run = run
         numbered = {f"weights/{index}": variable for index, variable in enumerate(model.variables)}
@@ -72,7 +80,11 @@ class Saved:
             reason = f"cannot be read as a training ({type(error).__name__}: {error})"
             raise ValueError(f"checkpoints: {self.file} {reason}; delete it to begin anew") from error
         for name, value in self.run.items():
-            if found.get(name) != value:
+            if name in FINGERPRINTS and found.get(name, value) != value:
+                goes_on = f"{self.file.parent} holds a training with other {name}, which goes on from there"
+                way = "to begin anew, choose another folder, or delete it"
+                warnings.warn(f"checkpoints: {goes_on} as if they were the same; {way}", stacklevel=4)
+            elif name not in FINGERPRINTS and found.get(name) != value:
                 has = f"holds a training with {name} {found.get(name)!r}, expected {value!r}"
                 raise ValueError(
                     f"checkpoints: {self.file.parent} {has}; choose another folder, or delete it"

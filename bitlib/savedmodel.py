@@ -148,6 +148,8 @@ def _check(
     if unknown := sorted(given - _OPTIONS[format]):
         takes = ", ".join(sorted(_OPTIONS[format]))
         raise ValueError(f"{unknown[0]}: no option of format {format!r}, which takes {takes}")
+    if "top" in options and not options.get("serving_bytes"):
+        raise ValueError("top: expected serving_bytes=True beside it, received it alone")
     foreign = suffix and suffix not in _SUFFIXES and suffix in " ".join(zoo.FOREIGN).split()
     if _SUFFIXES.get(suffix, format) != format or suffix in _OTHERS or foreign:
         written = f"bitlib.export(..., format={_SUFFIXES.get(suffix)!r}) writes such a file"

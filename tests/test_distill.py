@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -251,6 +252,18 @@ class TestRefusals:
     def test_other_classes(self, images):
         with pytest.raises(ValueError, match=r"^student: gives outputs of shape \(1, 4\).*\(1, 5\)"):
             distill.match(small(0), small(1, 4), images, **HOW)
+
+    def test_probabilities_are_told(self, images):
+        teacher = keras.Sequential([small(1), keras.layers.Softmax()])
+        with pytest.warns(UserWarning, match="^teacher: its outputs sum to 1; expected logits, not prob"):
+            distill.match(teacher, small(2), images, 1, verbose=0, batch_size=4)
+
+    def test_another_teacher_is_told(self, images, tmp_path):
+        for teacher in (small(1), small(3)):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                distill.match(teacher, small(2), images, 1, verbose=0, batch_size=4, checkpoints=tmp_path)
+        assert any("a training with other teacher's weights" in str(each.message) for each in caught)
 
     def test_no_logits(self, images):
         maps = keras.Sequential([keras.layers.Conv2D(5, 1)])

@@ -96,15 +96,21 @@ DOORS = {
     "call by name": lambda model, images: model(inputs=images),
     "predict": lambda model, images: model.predict(images, verbose=0),
     "stages": lambda model, images: model.stages(images),
+    "predict_on_batch": lambda model, images: model.predict_on_batch(images),
+}
+
+LEARNING = {
+    "fit": lambda model, images: model.fit(images, np.zeros((2, 5)), verbose=0),
+    "evaluate": lambda model, images: model.evaluate(images, np.zeros((2, 5)), verbose=0),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", DOORS | LEARNING)
 def test_what_is_no_batch_of_images_is_refused(model, door, kind):
     images, words = WRONG[kind]
     with pytest.raises(ValueError, match=words):
-        DOORS[door](model, images)
+        (DOORS | LEARNING)[door](model, images)
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -328,6 +334,22 @@ def test_files_of_keras_are_read_as_the_message_says(model, small_arrays, tmp_pa
     other = bitlib.model.BiT(model.units, model.width, model.num_classes)
     other.load_weights(tmp_path / name)
     np.testing.assert_array_equal(other(RIGHT), model(RIGHT))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("units", 50),
+        ("units", None),
+        ("width", "1"),
+        ("num_classes", 2.5),
+        ("num_classes", ["a", "b"]),
+        ("num_classes", True),
+    ],
+)
+def test_arguments_of_a_network(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        bitlib.model.BiT(**{"units": (1, 1, 1, 1), "width": 0.5, "num_classes": 3} | {name: value})
 
 
 @pytest.mark.parametrize("arrays", [None, [1], 3])

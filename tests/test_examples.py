@@ -252,6 +252,7 @@ WRONG_LABELS = {  # refused where labels are looked at
     "text in a Dataset": (lambda: dataset(X, ["cat"] * COUNT), "numpy.unique"),
     "text in a list": (lambda: [(x, "cat") for x in X], "numpy.unique"),
     "bool": (lambda: (X, Y > 0), "expected integers, received bool"),
+    "masked": (lambda: (X, np.ma.masked_array(Y, Y == 1)), "without missing values, received a masked one"),
     "fewer": (lambda: (X, Y[:-1]), "one integer for each of 18"),
     "fewer in lists": (lambda: (list(X), list(Y)[:-1]), "one for each of 18"),
     "fewer in a batch": (lambda: [(X[:9], Y[:9]), (X[9:], Y[:3])], "one for each of 9"),
@@ -444,6 +445,18 @@ def test_malformed_arguments_before_anything_else(model):
             call(model, {})
     with pytest.raises(TypeError, match="^model: expected a bitlib.model.BiT, received Sequential"):
         features.extract(tiny(), X)
+    for call, name in (
+        (lambda: finetune.fit(model, (X, ONE_HOT), PLAN, multi_label="no"), "multi_label"),
+        (lambda: finetune.evaluate(model, (X, ONE_HOT), PLAN, multi_label="no"), "multi_label"),
+        (lambda: finetune.fit(model, (X, Y), PLAN, jit_compile="no"), "jit_compile"),
+        (lambda: features.extract(model, X, "block4", pool="no"), "pool"),
+        (lambda: distill.plan(32, random_flip="no"), "random_flip"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: expected True or False, received 'no'"):
+            call()
+    for name in ("accumulate", "save_every", "validate_every"):
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, received True"):
+            finetune.fit(model, (X, Y), PLAN, **{name: True})
     for size in (0, 1.5, "8", None, True):
         with pytest.raises(ValueError, match="^batch_size: expected at least 1, a whole number, received"):
             features.extract(model, X, batch_size=size)

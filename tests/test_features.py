@@ -155,6 +155,10 @@ class TestProbe:
             (np.zeros((4, 2)), [1, 1, 1, 1], "^labels: expected two classes or more, received 1 alone"),
             (np.zeros((4, 2)), [0, 1, np.nan, 1], "^labels: .* missing values or fractions"),
             (np.zeros((4, 2)), [0, 1, 0.5, 1], "^labels: .* missing values or fractions"),
+            (np.zeros((4, 2)), [1, "a", "b", 1], "^labels: .* several kinds of values"),
+            (np.zeros((4, 2)), ["a", np.nan, "b", "b"], "^labels: .* several kinds of values"),
+            (np.zeros((4, 2)), [b"a", b"b", b"a", b"b"], "^labels: expected class numbers or names"),
+            (np.zeros((4, 2)), np.ma.masked_equal([0, 1, 0, 1], 1), "^labels: .* received a masked one"),
             (np.zeros((4, 2)), ["a", None, "b", "b"], "^labels: .* missing values or fractions"),
         ],
     )

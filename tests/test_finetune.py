@@ -1,11 +1,13 @@
 """Fine-tuning: it learns, it resumes, it is the same however it is split, and it says when it fails."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -397,6 +399,30 @@ class TestResume:
         finetune.fit(model, examples, a_plan(), verbose=0, checkpoints=tmp_path)
         with pytest.raises(ValueError, match=f"^checkpoints: .*{message}"):
             finetune.fit(model, examples, a_plan(**changes), verbose=0, checkpoints=tmp_path, **arguments)
+
+    def test_other_examples_or_weights_are_told(self, small_npz, examples, tmp_path):
+        images, labels = examples
+        model = bitlib.load(small_npz, head=3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(2):
+                finetune.fit(model, examples, a_plan(), verbose=0, checkpoints=tmp_path)
+        for other in ((images, (labels + 1) % 3), (np.concatenate([images[:-1], -images[-1:]]), labels)):
+            with pytest.warns(UserWarning, match="^checkpoints: .* a training with other examples, which go"):
+                finetune.fit(model, other, a_plan(), verbose=0, checkpoints=tmp_path)
+        model.source = dataclasses.replace(model.source, fingerprint=1)
+        with pytest.warns(UserWarning, match="^checkpoints: .* a training with other weights, which goes on"):
+            finetune.fit(model, examples, a_plan(), verbose=0, checkpoints=tmp_path)
+
+    def test_no_folder_is_refused(self, model, examples, tmp_path):
+        (tmp_path / "file").write_text("x")
+        for folder, received in (
+            (tmp_path / "file", "received the file"),
+            ("", "received ''"),
+            (3, "received 3"),
+        ):
+            with pytest.raises(ValueError, match=f"^checkpoints: expected a .*{received}"):
+                finetune.fit(model, examples, a_plan(), checkpoints=folder)
 
     def test_a_broken_file_is_refused(self, model, examples, tmp_path):
         (tmp_path / finetune.STATE).write_bytes(b"PK nothing")

@@ -780,6 +780,29 @@ class TestTables:
                 datasets.labelled(written(pictures / "x.csv", [*ROWS, ROWS[3], ("./images/0.png", "owl")]))
             )
 
+    @pytest.mark.parametrize("missing", ["NA", "nan", "#N/A"])
+    def test_a_word_for_missing_values_as_a_class_is_told(self, pictures, missing):
+        rows = [("images/0.png", missing), ("images/1.png", "cat")]
+        with pytest.warns(UserWarning, match=f"{missing}: taken as a class, not as missing values"):
+            assert missing in datasets.table(written(pictures / "x.csv", rows))[2]
+
+    @pytest.mark.parametrize("label", [["a", "b"], (1, 0), np.eye(2)[0], b"cat"])
+    def test_several_values_in_a_cell(self, pictures, label):
+        paths = [str(pictures / "images" / f"{number}.png") for number in (0, 1)]
+        frame = pd.DataFrame({"path": paths, "label": ["a", "b"], "boxes": [label, label]})
+        assert datasets.table(frame)[2] == ["a", "b"]
+        with pytest.raises(ValueError, match="has .* as label; expected one text or number for each picture"):
+            datasets.table(frame, {"label": "boxes"})
+
+    def test_one_column_is_not_two(self, pictures):
+        with pytest.raises(ValueError, match="^columns: expected a column for each, received path, path"):
+            datasets.table(written(pictures / "x.csv", ROWS), {"path": "path", "label": "path"})
+
+    @pytest.mark.parametrize("source", [None, 3, [("a.png", "cat")]])
+    def test_what_is_no_table(self, source):
+        with pytest.raises(ValueError, match="^source: expected a CSV file or a DataFrame, received"):
+            datasets.table(source)
+
     @pytest.mark.parametrize("kind", ["csv", "frame"])
     @pytest.mark.parametrize(
         ("rows", "header", "error", "message"),

@@ -212,3 +212,11 @@ def test_arguments_of_another_kind_are_refused(arguments, words):
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
     assert plan(np.int64(100), np.int64(224)) == plan(100, 224)
+
+
+@pytest.mark.parametrize("name", ["R152x4", "r152x4", "BiT-M-R152x4"])
+def test_the_largest_network_by_any_of_its_names(name):
+    assert plan(1000, 300, variant="paper", architecture=name).resize == 512
+    assert plan(1000, 300, variant="paper", architecture="as in the file").resize == 448
+    with pytest.raises(ValueError, match="^architecture: expected None or a name such as"):
+        plan(1000, 300, variant="paper", architecture=152)

@@ -506,6 +506,21 @@ def test_files(tmp_path, photo):
         images.files(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(np.uint16, 4095), (np.uint8, 1)])
+def test_fewer_bits_than_their_dtype_are_told(dtype, most):
+    levels = np.full((16, 16), most, dtype)
+    with pytest.warns(UserWarning, match=rf"none above ({most}|4111); if they (are|have)"):
+        images.read(levels)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [((0, 5), "received 0"), ((5.5, 5), "received 5.5"), (5, "height and width, received")]
+)
+def test_a_size_is_two_whole_numbers(size, words):
+    with pytest.raises(ValueError, match=f"^size: expected .*{words}"):
+        images.resize(np.zeros((8, 8, 3), np.uint8), size)
+
+
 @pytest.mark.parametrize("levels", [np.arange(256).reshape(16, 16), np.full((16, 16), 100)])
 def test_16_bits_that_hold_8_are_told(levels):
     with pytest.warns(UserWarning, match=r"16-bit levels .*none above 255; .*pass uint8"):

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from bitlib import labels
@@ -54,7 +55,8 @@ def test_probabilities():
 
 @pytest.mark.parametrize("door", [labels.probabilities, lambda values: labels.top_k(values, "ab")])
 @pytest.mark.parametrize(
-    "values", [None, "ab", 3.0, [["a", "b"]], [[np.nan, 1]], [[np.inf, 1]], [[True, False]]]
+    "values",
+    [None, "ab", 3.0, [["a", "b"]], [[np.nan, 1]], [[np.inf, 1]], [[True, False]], [[-np.inf] * 2], [[], []]],
 )
 def test_what_is_no_numbers_of_classes(door, values):
     with pytest.raises(
@@ -90,6 +92,14 @@ def test_odd_arguments_of_top_k(values, names, k, words):
 
 def test_a_model_without_a_card_has_numbers():
     assert labels.of_card(None, 2)[0] == ("class 0", "class 1")
+
+
+def test_names_of_a_column_are_taken_by_position():
+    names = pd.Series(["a", "b", "c"], index=[2, 1, 0])
+    assert labels.top_k([[0.2, 0.1, 0.7]], names, 1) == [[("c", 0.7)]]
+    for odd in (np.array([["a", "b", "c"]] * 3), names.to_frame()):
+        with pytest.raises(ValueError, match="^class_names: expected 3 names, received"):
+            labels.top_k([[0.2, 0.1, 0.7]], odd)
 
 
 def test_top_k():

@@ -178,6 +178,11 @@ class TestErrors:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["m.tflite", "small.npz"]
 
     def test_no_interpreter_or_no_file(self, tmp_path, monkeypatch):
+        (tmp_path / "odd.tflite").write_text("nothing")
+        with pytest.raises(ValueError, match="^path: .* cannot be read as a .tflite file"):
+            litert.load(tmp_path / "odd.tflite")
+        with pytest.warns(UserWarning, match=r"^representative: all values lie in \[0, 1\], the file takes"):
+            litert._checked_images(-DARK, (-1, 1), "int8")
         with pytest.raises(FileNotFoundError, match="^path: .* is no file"):
             litert.load(tmp_path / "m.tflite")
         monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)

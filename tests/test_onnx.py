@@ -248,6 +248,7 @@ class TestRefusals:
             ({"format": "tflite"}, "^format: expected one of tf_saved_model, onnx, litert, received"),
             ({"format": "onnx", "freeze": True},
              "^freeze: no option of format 'onnx', which takes batch_shape, uint8$"),
+            ({"format": "tf_saved_model", "top": 2}, "^top: expected serving_bytes=True beside it"),
             ({"format": "onnx", "jit_compile": True}, "^jit_compile: no option of format 'onnx'"),
             ({"format": "onnx", "input_range": (0, 255)}, "^input_range: expected .* received .0, 255"),
             ({"format": "onnx", "input_range": (0, 1), "uint8": True}, "^input_range: uint8=True takes"),

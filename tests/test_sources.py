@@ -279,7 +279,7 @@ NO_HEADS = [
     0, -1, 2.5, float("nan"), float("inf"), np.float64("inf"), 10**30, 3j, "three",
     "3", "", b"ash", [], (), ["ash", 1], ["ash", None], [1, 2, 3], np.arange(3), np.zeros((2, 2)), [["ash"]],
     ["a\x1b[31m"], (name for name in NAMES), {"ash": 0}, {"ash"}, pd.DataFrame({"ash": [1]}), object(), len,
-    ["ash", "birch", "ash"],
+    ["ash", "birch", "ash"], ["ash", ""], ["ash", " "],
 ]  # fmt: skip
 
 
