@@ -164,15 +164,12 @@ def opened(path: str | os.PathLike) -> Iterator[Arrays]:
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read a checkpoint, checking everything about it.
+    """Read a checkpoint, checked: the arrays by name, float32, in the order of the network.
 
     Args:
         path: a `.npz` in the published layout, a `.safetensors` with the names of timm or transformers, or a
             `.keras` of a `bitlib.model.BiT`. Numbered names (`standardized_conv2d_17/kernel`) are normalised.
             Arrays are never unpickled.
-
-    Returns:
-        The arrays by name, float32, in the order of the network.
 
     Raises:
         FileNotFoundError: there is no such file.

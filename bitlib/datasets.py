@@ -68,9 +68,7 @@ def labelled(
         if os.path.isdir(name):
             other = f"name: {name!r} is the built-in set, not the folder; that is './{name}'"
             warnings.warn(other, stacklevel=2)
-        if name == "glyphs":
-            return glyphs_by_class()
-        pictures, labels, class_names = tasks.TASKS[name]()
+        pictures, labels, class_names = (tasks.TASKS | {"glyphs": glyphs_by_class})[name]()
         return list(pictures), labels, class_names
     if _is_folder(name):
         return folder(name)
@@ -338,7 +336,7 @@ def loader(picture: Callable[[Any], Any], size: int | None = None) -> Callable[[
 def pipeline(
     pictures: Sequence, labels: ArrayLike, size: int | None = None, seed: int | None = None
 ) -> tf.data.Dataset:
-    """A labelled set as `tf.data`, decoded in parallel as it is read.
+    """A labelled set as `tf.data`, decoded in parallel: images float32 `[H, W, 3]` in [-1, 1], int64 labels.
 
     Args:
         pictures, labels: as `paired` takes them.
@@ -346,11 +344,8 @@ def pipeline(
             pictures are (`bitlib.images.MAX_PIXELS`). None to leave them as they are, one for each thread.
         seed: shuffle with that seed; None to keep the order.
 
-    Returns:
-        An unbatched `tf.data.Dataset` of images float32 `[H, W, 3]` in [-1, 1] and int64 labels: every
-        example once, in the same order each time.
-
-    Raises: as `paired`. A picture that cannot be read is TensorFlow's error, which names the file.
+    It is unbatched, and has every example once, in the same order each time. Raises: as `paired`. A picture
+    that cannot be read is TensorFlow's error, which names the file.
     """
     tf = tensorflow("bitlib.datasets.pipeline")
     pictures, labels = paired(pictures, labels)

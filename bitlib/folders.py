@@ -245,15 +245,12 @@ def is_table(source: Any) -> bool:
 def table(
     source: Any, columns: Mapping[str, str] | None = None, root: str | os.PathLike | None = None
 ) -> Labelled:
-    """A table with a row for each picture, as a labelled set.
+    """A table with a row for each picture, as a labelled set like that of `folder`.
 
     Args:
         source: a CSV file (UTF-8 or 16; commas, semicolons or tabs; names in its first row), or a DataFrame.
         columns: their names, `{"path": ..., "label": ..., "split": ...}`; others are looked for by `COLUMNS`.
         root: the folder that relative paths count from; None for that of the file, or the current one.
-
-    Returns:
-        the pictures' paths, their labels int64 `[N]`, and the class names: numbers by size, texts sorted.
 
     Raises: as `folder`; FileNotFoundError, if it or files of it are missing; ValueError, if columns or values
         are missing or of several meanings, or a picture has two classes.

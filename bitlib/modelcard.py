@@ -49,7 +49,7 @@ _MORE = """
 
 def text(
     model: BiT,
-    input_range: tuple,
+    input_range: tuple[float, float],
     frozen: bool,
     compiled: bool,
     serving_bytes: bool = False,

@@ -245,17 +245,15 @@ def _unit(graph: _Graph, x: str, path: str, stride: int) -> str:
 
 
 def _group_norm(graph: _Graph, x: str, name: str) -> str:
-    """GroupNorm with 32 groups and epsilon 1e-5, and the ReLU after it, in the form that is fastest."""
-    return (_group_norm_of_fixed_shape if graph.batch_shape else _group_norm_of_any_shape)(graph, x, name)
+    """GroupNorm with 32 groups and epsilon 1e-5, and the ReLU after it, in the form that is fastest.
 
-
-def _group_norm_of_any_shape(graph: _Graph, x: str, name: str) -> str:
-    """The groups are normalised as if each were a channel.
-
-    Scale and shift of the true channels are a depthwise 1×1 convolution: with the ReLU, runtimes make one
-    pass over memory of it, in the layout that the next convolution wants. R50x1 at 224 px on one thread takes
-    1.06 to 1.2 times as long with the opset's GroupNormalization, with Mul and Add, or with the form below.
+    Of any shape, the groups are normalised as if each were a channel. Scale and shift of true channels are
+    a depthwise 1×1 convolution: with the ReLU, runtimes make one pass over memory of it, in the layout that
+    the next convolution wants. R50x1 at 224 px on one thread takes 1.06 to 1.2 times as long with the opset's
+    GroupNormalization, with Mul and Add, or with the form below.
     """
+    if graph.batch_shape:
+        return _group_norm_of_fixed_shape(graph, x, name)
     shape = graph.node("Shape", [x], f"{name}/shape")
     groups = graph.constant("groups", [0, _GROUPS, -1])
     y = graph.node("Reshape", [x, groups], f"{name}/groups")

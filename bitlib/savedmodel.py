@@ -121,8 +121,7 @@ def write(module: Any, signatures: dict, directory: str | os.PathLike, card: str
 
     from bitlib import graphs
 
-    _check_replaceable(directory)
-    directory = Path(directory)
+    _check_replaceable(directory := Path(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)
     # TensorFlow would log the temporary folder as the place it wrote to.
     with replacing(directory, unless=_holds_others_files) as temporary, graphs.without_log():

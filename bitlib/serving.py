@@ -30,8 +30,7 @@ def signature(
     Args:
         compute: images, float32 `[N, H, W, 3]` in `input_range` -> a dictionary that has their `logits`.
         model: its card says how pictures are preprocessed and what the classes are called.
-        input_range: what `compute` takes.
-        top: how many classes to give, at most.
+        input_range, top: what `compute` takes, and how many classes to give, at most.
 
     Returns:
         A function of `image_bytes`, string `[N]`: the contents of JPEG or PNG files. It gives, the best class

@@ -21,16 +21,13 @@ if TYPE_CHECKING:
 def tfds(
     name: str, split: str = "train", data_dir: str | os.PathLike | None = None
 ) -> tuple[list, np.ndarray, list[str]]:
-    """A split of TensorFlow Datasets (`cifar10`, `oxford_flowers102`), as a labelled set.
+    """A split of TensorFlow Datasets, as a labelled set: pictures stay encoded, as they are stored (bytes).
 
     Args:
-        name: of a data set with one picture and one class label an example, with its version if wanted.
+        name: of a data set with one picture and one class label an example (`cifar10`, `cifar10:3.0.2`).
         split: as TFDS writes them: `train`, `test`, `train[:10000]`, `train+validation`.
         data_dir: the folder of an offline copy; None for TFDS' own. What is not there is downloaded by TFDS,
             unless `BITLIB_OFFLINE` is 1.
-
-    Returns:
-        pictures as they are stored, encoded (bytes); labels int64 `[N]`; class names.
 
     Raises: ImportError, if tensorflow-datasets is not installed; ValueError, if there is no such data set or
         split, it has no pictures or class labels, or cannot be had.

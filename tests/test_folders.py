@@ -974,7 +974,7 @@ class TestPairs:
         [
             (
                 ["cat", "dog", "cat", "dog"],
-                "received 'cat' at position 0; bitlib.datasets.table makes numbers of names",
+                "received 'cat' at position 0; bitlib.datasets.table numbers names",
             ),
             (["0", "1", "0", "1"], "received '0' at position 0"),
             ([0, 1, np.nan, 1], "received nan at position 2"),
