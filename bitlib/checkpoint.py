@@ -182,8 +182,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's arrays, in the order of the network; the data are not read.
-    Raises: as `read`."""
+    """Names and shapes of a checkpoint's arrays, in the network's order; no data. Raises: as `read`."""
     with opened(path) as arrays:
         return layout(arrays.architecture)
 

@@ -238,8 +238,7 @@ def paired(pictures: Sequence, labels: ArrayLike) -> tuple[Sequence, np.ndarray]
         pictures: a sequence of what `bitlib.images.read` takes.
         labels: one class number for each, from 0: integers of any type, or floats without a fraction, `[N]`.
 
-    Returns:
-        the pictures, and the labels as int64 `[N]`. Raises: ValueError, if they are something else.
+    Returns the pictures, and the labels as int64 `[N]`. Raises: ValueError, if they are something else.
     """
     if hasattr(pictures, "iloc"):  # a column of pandas
         pictures = list(pictures)

@@ -44,8 +44,7 @@ MAX_PIXELS = 100_000_000
 """Pictures larger than this, in pixels, are refused before they are decoded. Of smaller ones, so many are
 decoded side by side as have this many pixels together."""
 
-MAX_BYTES = 10 * MAX_PIXELS
-"""Larger files are refused too: 16 bits of red, green, blue and alpha for each pixel, and metadata."""
+MAX_BYTES = 10 * MAX_PIXELS  # of a file: 16 bits of red, green, blue and alpha a pixel, and metadata
 
 _BAND = 1 << 20  # pixels converted at a time, so that no second picture is in memory
 _EXPECTED = "expected a picture or a folder of pictures"

@@ -211,8 +211,7 @@ def check_labels(labels: Any, num_classes: int, count: int, first: int = 0) -> n
         labels: N integers from 0 to `num_classes - 1`, or N vectors of `num_classes` numbers in [0, 1]. A
             column `[N, 1]`, as Keras gives two classes by `label_mode="binary"`, is N whole numbers.
 
-    Returns:
-        int64 `[N]` or float32 `[N, num_classes]`. Raises: ValueError, if they are something else.
+    Returns int64 `[N]` or float32 `[N, num_classes]`. Raises: ValueError, if they are something else.
     """
     found = array(labels, "labels")
     is_column = found.ndim == 2 and found.shape[1] == 1 != num_classes

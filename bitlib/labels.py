@@ -19,8 +19,6 @@ from bitlib.zoo import CLASS_LISTS, Card
 def names(class_list: str) -> tuple[str, ...]:
     """The class names of a list (`glyph1k`, `ilsvrc2012`, `imagenet21k`), in the order of a model's outputs.
 
-    Underscores of WordNet lemmas are turned into blanks.
-
     Raises:
         ValueError: there is no such list.
         ConnectionError: it is not bundled, and cannot be downloaded; or what is cached is no such list.

@@ -27,8 +27,7 @@ from bitlib.writing import expanded, replacing
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 
-MAX_BYTES = 2_000_000_000
-"""Models with more bytes of float32 weights than this are refused: by its format, a file may have 2 GiB."""
+MAX_BYTES = 2_000_000_000  # of a model's float32 weights: by its format, a file may have 2 GiB
 
 
 def write(

@@ -25,8 +25,7 @@ from bitlib.writing import replacing
 OPSET, IR = 17, 8
 """The versions of operators and file format that are written: old enough for every runtime in use."""
 
-LARGEST = 2_000_000_000
-"""Bytes of weights in one file; protobuf reads 2 GiB. More go into a file of their own."""
+LARGEST = 2_000_000_000  # bytes of weights in one file; protobuf reads 2 GiB
 
 _GROUPS = 32
 
@@ -190,13 +189,11 @@ def _zero_or_nan(graph: _Graph) -> str:
 
 def _scaled(graph: _Graph) -> str:
     """Images in [-1, 1] from what callers feed."""
-    x = "inputs"
     if graph.scale == "[-1, 1]":
-        return x
-    if graph.scale == "[0, 255]":
-        x = graph.node("Cast", [x], "floats", to=graph.library.TensorProto.FLOAT)
-    half = graph.constant("half", 127.5 if graph.scale == "[0, 255]" else 0.5)
-    x = graph.node("Div", [x, half], "from_0_to_2")
+        return "inputs"
+    whole = graph.scale == "[0, 255]"
+    x = graph.node("Cast", ["inputs"], "floats", to=graph.library.TensorProto.FLOAT) if whole else "inputs"
+    x = graph.node("Div", [x, graph.constant("half", 127.5 if whole else 0.5)], "from_0_to_2")
     return graph.node("Sub", [x, graph.constant("one", 1.0)], "from_-1_to_1")
 
 

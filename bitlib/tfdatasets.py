@@ -78,8 +78,7 @@ def builder_of(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tupl
     except Exception as error:  # each of them has several reasons for saying no
         reason = f"in TensorFlow Datasets ({_first_line(error)})"
         raise ValueError(f"name: no data set {name!r} {reason}") from error
-    keys: tuple = builder.info.supervised_keys or ()
-    features = builder.info.features
+    keys, features = builder.info.supervised_keys or (), builder.info.features
     kinds = (tensorflow_datasets.features.Image, tensorflow_datasets.features.ClassLabel)
     if len(keys) != 2 or not all(map(isinstance, [features[key] for key in keys], kinds)):
         raise ValueError(f"name: {name} is not of pictures with one class label each")
