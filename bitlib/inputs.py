@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,17 @@ def check_predictable(x: Any) -> None:
         x = x[0]
     if not any(hasattr(x, name) for name in ("gi_frame", "dataset")):
         check_images(x[0] if isinstance(x, tuple) else x)
+
+
+def checked(method: Callable) -> Callable:
+    """A method of Keras models that takes images, checking them first."""
+
+    @functools.wraps(method)
+    def checking(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        check_predictable(x)
+        return method(self, x, *args, **kwargs)
+
+    return checking
 
 
 def described(value: Any) -> str:

@@ -19,7 +19,7 @@ import keras
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from keras import ops
 
-from bitlib.inputs import check_images, check_predictable
+from bitlib.inputs import check_images, checked
 from bitlib.layout import UNITS, check_architecture
 from bitlib.ops import GroupNorm, StandardizedConv2D, policy_of, strided
 from bitlib.ops import standardize as standardize
@@ -235,25 +235,9 @@ class BiT(keras.Model):
         check_images(args[0] if args else kwargs.get("inputs"))  # here, before Keras' own words
         return super().__call__(*args, **kwargs)
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Keras' own, of checked images."""
-        check_predictable(x)
-        return super().predict(x, *args, **kwargs)
-
-    def predict_on_batch(self, x: Any) -> Any:
-        """As Keras' own, of checked images."""
-        check_images(x)
-        return super().predict_on_batch(x)
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras' own, of checked images."""
-        check_predictable(x)
-        return super().fit(x, *args, **kwargs)
-
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras' own, of checked images."""
-        check_predictable(x)
-        return super().evaluate(x, *args, **kwargs)
+    fit, evaluate, predict, predict_on_batch = map(
+        checked, (keras.Model.fit, keras.Model.evaluate, keras.Model.predict, keras.Model.predict_on_batch)
+    )
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Changes nothing, and warns of it once: Keras warns of every layer."""
