@@ -533,39 +533,23 @@ def scatter(points: Mapping[str, tuple[float, float]], title: str, x_name: str, 
 
 
 def saliency(
-    pictures: Sequence, gradients: Sequence, titles: Sequence[str], what: str = "the size of the gradient"
+    pictures: Sequence,
+    gradients: Sequence | Mapping[str, Sequence],
+    titles: Sequence[str],
+    what: str = "the size of the gradient",
 ) -> Figure:
-    """Pictures with their classes as titles, above the largest of each pixel's gradients `[H, W, C]`."""
+    """Pictures above the largest of each pixel's gradients `[H, W, C]`, in a row, or in one for each name."""
+    rows = gradients if isinstance(gradients, Mapping) else {"": gradients}
     side = min(2.0, WIDTH / len(pictures))
-    fig, axes = _grid(2, len(pictures), (side * len(pictures), 2 * side + 0.6))
+    fig, axes = _grid(1 + len(rows), len(pictures), (side * len(pictures), side * (1 + len(rows)) + 0.6))
+    for ax, picture, title in zip(axes[0], pictures, titles, strict=True):
+        _picture(ax, picture, _wrapped(title))
     where = []
-    for above, ax, picture, gradient, title in zip(*axes, pictures, gradients, titles, strict=True):
-        size = np.abs(np.asarray(gradient)).max(axis=-1)
-        _picture(above, picture, _wrapped(title))
-        ax.imshow(size, cmap="magma")
-        row, place = np.unravel_index(size.argmax(), size.shape)
-        where.append(f"{shorten(title)}: row {row}, column {place}")
+    for below, (name, values) in zip(axes[1:], rows.items(), strict=True):
+        below[0].text(-0.04, 0.5, name, rotation=90, ha="right", va="center", transform=below[0].transAxes)
+        for ax, gradient, title in zip(below, values, titles, strict=True):
+            size = np.abs(np.asarray(gradient)).max(axis=-1)
+            ax.imshow(size, cmap="magma")
+            row, place = np.unravel_index(size.argmax(), size.shape)
+            where.append(f"{name} {shorten(title)}: row {row}, column {place}".strip())
     return fig.described(f"Pictures above maps of {what}, which is largest at", where)
-
-
-def durations(values: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Seconds, by row and in it by way, as bars on a logarithmic scale."""
-    ways = _keys(values)
-    fig, ax = _figure(size=(WIDTH, 1.3 + 0.3 * len(ways) * len(values)))
-    for number, (way, (colour, _)) in enumerate(zip(ways, cycle(POINTS))):
-        places = np.arange(len(values)) + 0.8 * ((number + 0.5) / len(ways) - 0.5)
-        seconds = [1000 * row.get(way, np.nan) for row in values.values()]
-        ax.barh(places, seconds, 0.7 / len(ways), color=colour, label=way)
-        for place, milliseconds in zip(places, seconds, strict=True):
-            if np.isfinite(milliseconds):
-                ax.text(1.05 * milliseconds, place, _spoken(milliseconds / 1000), va="center", fontsize=8)
-    _rows_named(ax, values)
-    ax.set_xscale("log")
-    ax.set_xlim(None, 3 * ax.get_xlim()[1])
-    _legend_above(fig, ax, len(ways))
-    _plain(ax, title, "milliseconds (logarithmic)")
-    return fig.described(f"{title}, bars of the time on a logarithmic scale.", _listed(values, _spoken))
-
-
-def _spoken(seconds: float) -> str:
-    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{seconds:.2g} s"

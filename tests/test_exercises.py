@@ -1,5 +1,6 @@
 """Checks of exercises: right answers of any form pass, wrong ones fail, with a hint."""
 
+import importlib
 from pathlib import Path
 
 import nbformat
@@ -67,6 +68,16 @@ def surroundings(page):
         own |= {"plots": plots, "display": id, "np": np}
         exec(KL, own)
         return common | locals() | own | {"width": 16}
+    if page == "07":
+        jax = pytest.importorskip("jax")
+        importlib.import_module("jax.export")
+        arrays = rng.normal(size=(8 * 8 * 3, 5))  # a network of one matrix, in float64
+        batch = rng.uniform(-1, 1, (2, 8, 8, 3)).astype("float32")
+        linear = type("Reference", (), {"forward": lambda arrays, x: x.reshape(len(x), -1) @ arrays})
+        expected = linear.forward(arrays, batch)
+        best = expected.argmax(axis=-1)
+        gradients = arrays.T[best].reshape(batch.shape)
+        return common | locals() | {"reference": linear}
     network = type("Model", (), {"count_params": lambda: 1_000_000})
     logits = {name: rng.normal(size=(20, 3)) for name in ("live", "LiteRT int8")}
     task, test = type("Task", (), {"class_names": list("abc")}), rng.uniform(size=(20, 8, 8, 3))
@@ -106,6 +117,7 @@ live, other = (labels.probabilities(logits[name]) for name in ("live", coarsest)
 gap = np.abs(np.take_along_axis(live - other, live.argmax(1)[:, None], 1)[:, 0])
 moved = sorted(range(20), key=lambda n: -gap[n])[:8]
 """
+DOUBTED = "doubted = batch - 0.002 * np.sign(gradients)"
 BACK = "back = np.round(127.5 * batch[0] + 127.5).astype('uint8')"
 THRESHOLD = "threshold = np.sort(known)[5]; refused = np.mean(unknown < threshold)"
 UNIT = "unit = vectors / np.sqrt((vectors ** 2).sum(axis=1))[:, None]"
@@ -139,6 +151,12 @@ RIGHT = [
     ("06", 2, STABLE),
     ("06", 3, FURTHEST),
     ("06", 3, FURTHEST + ".tolist()"),
+    ("07", 1, "times = 3"),
+    ("07", 1, "times = len({x.shape for x in (batch, batch[:1], batch[:, ::2])})"),
+    ("07", 2, "square = '(batch, side, side, 3)'"),
+    ("07", 2, "square = 'n,s,s,3'"),
+    ("07", 3, DOUBTED),
+    ("07", 3, "doubted = np.where(gradients > 0, batch - 0.002, batch + 0.002)"),
     ("08", 1, "in_float32, in_int8 = 4, 1"),
     ("08", 1, "in_float32, in_int8 = 4.0, 1.1"),
     ("08", 2, MOVED),
@@ -188,6 +206,15 @@ WRONG = [
     ("06", 3, FURTHEST + "[::-1]"),
     ("06", 3, FURTHEST.replace("*outputs", "*outputs[::-1]")),
     ("06", 3, "furthest = np.arange(8)"),
+    ("07", 1, "times = 6"),
+    ("07", 1, "times = 5"),
+    ("07", 1, "times = 1"),
+    ("07", 2, "square = '(batch, height, width, 3)'"),
+    ("07", 2, "square = '(2, side, side, 3)'"),
+    ("07", 2, "square = ('batch', 'side', 'side', 3)"),
+    ("07", 3, DOUBTED.replace("-", "+")),
+    ("07", 3, DOUBTED.replace("0.002", "0.003")),
+    ("07", 3, "doubted = batch - 0.002 * gradients / np.abs(gradients).max()"),
     ("08", 2, MOVED + "moved = moved[::-1]"),
     ("08", 2, "moved = np.arange(8)"),
     ("08", 2, MOVED + "moved = moved[1:]"),

@@ -61,9 +61,6 @@ FIGURES = {
         {"a": dict.fromkeys(METHODS, (0.9, 0.01)), "b": {"random head": (0.5, np.inf)}}, "title"
     ),
     "saliency": lambda: plots.saliency([PICTURE] * 4, [RNG.normal(size=(40, 40, 3))] * 4, ["A\n9 %"] * 4),
-    "durations": lambda: plots.durations(
-        {"convert": {"JAX": 4.0, "Keras": 0.9}, "call": {"Keras": 0.004}}, "title"
-    ),
     "curve": lambda: plots.curve([1, 2, 4], [3, 2, 1], "title", "x (pixels)", "y", 2),
 }
 
