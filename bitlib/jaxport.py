@@ -23,9 +23,9 @@ def convert(head: bool = True) -> Callable:
     TensorFlow runs it as one operation, `XlaCallModule`, which XLA compiles for each new shape.
 
     Returns:
-        A function of tensors or variables by their published names, and of images, float32 `[N, H, W, 3]` in
-        [-1, 1]; it is differentiable in both. It gives float32 logits `[N, num_classes]`, or pooled features
-        `[N, channels]` without the `head`.
+        A function of tensors or variables by their published names, and of images, float32
+        `[N, H, W, 3]` in [-1, 1], differentiable in both. It gives float32 logits
+        `[N, num_classes]`, or pooled features `[N, channels]` without the `head`.
 
     Raises: ImportError, if JAX is missing.
     """

@@ -254,9 +254,9 @@ class TestSources:
 
 
 def first_cells(path):
-    """The source of the cells of a page before TensorFlow is imported, of which one holds the parameters."""
+    """The source of the cells of a page before it imports what it uses, of which one holds the parameters."""
     code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-    end = next(i for i, cell in enumerate(code) if "pages.quiet()" in cell.source)
+    end = next(i for i, cell in enumerate(code) if cell.source.startswith("# @title Import"))
     return [cell.source for cell in code[:end]]
 
 
