@@ -25,7 +25,8 @@ import numpy as np
 import tensorflow as tf
 
 import bitlib
-from bitlib import checkpoint, datasets, finetune, hyperrule, images, loop
+from bitlib import checkpoint, datasets, finetune, hyperrule, images
+from bitlib.devices import Replicas
 
 PUBLISHED = {
     ("BiT-M-R50x1", "cifar10"): {1: 54.4, 5: 83.3, 0: 97.2},
@@ -107,7 +108,7 @@ def main():
     for seed in range(options.seeds):
         if seed not in [row["seed"] for row in known]:
             known.append(learn(source, options, seed))
-            if loop.is_chief(options.strategy):
+            if Replicas(options.strategy).chief:
                 with results.open("a") as file:
                     file.write(json.dumps(known[-1]) + "\n")
         print(f"seed {seed}: {known[-1]['accuracy']:.2%}", flush=True)
