@@ -7,13 +7,13 @@ was stopped go on as if it had not been.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from bitlib.examples import Examples, errors_in_words, mapped, prepare
+from bitlib.examples import Examples, batched, errors_in_words, mapped, prepare
 from bitlib.hyperrule import Plan
 from bitlib.images import resize
 
@@ -25,6 +25,11 @@ epoch, and shuffled within this memory. Three times as much is used for a moment
 def resized(images: np.ndarray, size: int) -> np.ndarray:
     """Bilinear, as the official code resizes: `[..., H, W, 3]` -> float32 `[..., size, size, 3]`."""
     return resize(images, (size, size))
+
+
+def _sized(given: Examples, size: int) -> Iterator[tuple[np.ndarray, Any]]:
+    """Every example, its image resized."""
+    return mapped(lambda example: (resized(example[0], size), example[1]), given.read())
 
 
 def _size(plan: Plan) -> int:
@@ -125,16 +130,14 @@ def _stream(given: Examples, size: int, position: int, batch: int, generator: Ca
     """As `_drawn`, of examples that are too many to cache."""
     room = max(1, CACHED_BYTES // (size * size * 3 * 4))
     count = given.count
-    if (
-        count is None
-    ):  # Only to go on in the middle must they be counted; a run from the start needs no number.
+    if count is None:  # Only to go on in the middle must they be counted.
         count = sum(1 for _ in given.read()) if position else 1
     first, skipped = divmod(position, count)
 
     def shuffled() -> Iterator:
         for epoch in itertools.count(first):
             rng, waiting = generator(0, epoch), list[tuple]()
-            for example in mapped(lambda example: (resized(example[0], size), example[1]), given.read()):
+            for example in _sized(given, size):
                 if len(waiting) < room:
                     waiting.append(example)
                     continue
@@ -143,9 +146,14 @@ def _stream(given: Examples, size: int, position: int, batch: int, generator: Ca
                 waiting[at] = example
             yield from (waiting[at] for at in rng.permutation(len(waiting)))
 
-    examples = itertools.islice(shuffled(), skipped, None)
-    while part := list(itertools.islice(examples, batch)):
-        yield tuple(map(np.stack, zip(*part, strict=True)))
+    return _stacked(itertools.islice(shuffled(), skipped, None), batch)
+
+
+def _stacked(examples: Iterable, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of up to `size` images of one size, and their labels."""
+    for batch in batched(examples, size):
+        images, labels = map(np.stack, zip(*batch, strict=True))
+        yield images, labels
 
 
 def _cached(given: Examples, size: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -158,7 +166,7 @@ def _cached(given: Examples, size: int) -> tuple[np.ndarray, np.ndarray] | None:
     images = np.empty((most, size, size, 3), np.float32)  # only what is filled takes memory
     labels: list[Any] = []
     with errors_in_words("train"):
-        for image, label in mapped(lambda example: (resized(example[0], size), example[1]), given.read()):
+        for image, label in _sized(given, size):
             if len(labels) == most:
                 return None
             images[len(labels)] = image
@@ -173,8 +181,4 @@ def evaluation_batches(
 
     Args, Returns, Raises: as of `training_batches`, but labels are as they came, int64 `[N]` or vectors.
     """
-    given = prepare(examples, num_classes)
-    sized = mapped(lambda example: (resized(example[0], plan.crop), example[1]), given.read())
-    while part := list(itertools.islice(sized, batch_size)):
-        images, labels = zip(*part, strict=True)
-        yield np.stack(images), np.stack(labels)
+    return _stacked(_sized(prepare(examples, num_classes), plan.crop), batch_size)

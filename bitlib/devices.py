@@ -11,7 +11,7 @@ import numpy as np
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from keras import ops
 
-BACKEND = keras.backend.backend()
+from bitlib.ops import BACKEND
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -89,7 +89,6 @@ class Devices:
         optimizer: keras.optimizers.Optimizer,
         variables: Sequence[keras.Variable],
         models: Sequence[keras.Model],
-        *,
         accumulate: int = 1,
         clip: float | None = None,
     ) -> Callable:
@@ -121,8 +120,15 @@ class JaxDevices(Devices):
         for batch in batches:
             yield tuple(map(_placed, batch))
 
-    def step(self, *arguments: Any, accumulate: int = 1, clip: float | None = None) -> Callable:
-        loss_of, optimizer, variables, models = arguments
+    def step(
+        self,
+        loss_of: Callable,
+        optimizer: keras.optimizers.Optimizer,
+        variables: Sequence[keras.Variable],
+        models: Sequence[keras.Model],
+        accumulate: int = 1,
+        clip: float | None = None,
+    ) -> Callable:
         trained = {id(variable) for variable in variables}
         others = {id(v): v for model in models for v in model.variables if id(v) not in trained}
         rest = list(others.values())
@@ -188,8 +194,15 @@ class Replicas(Devices):
 
             yield self.strategy.experimental_distribute_values_from_function(share)
 
-    def step(self, *arguments: Any, accumulate: int = 1, clip: float | None = None) -> Callable:
-        loss_of, optimizer, variables, _ = arguments
+    def step(
+        self,
+        loss_of: Callable,
+        optimizer: keras.optimizers.Optimizer,
+        variables: Sequence[keras.Variable],
+        models: Sequence[keras.Model],
+        accumulate: int = 1,
+        clip: float | None = None,
+    ) -> Callable:
         values = [variable.value for variable in variables]
 
         def gradients(*batch):

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from bitlib import inputs
+from bitlib.ops import BACKEND
 
 READ_BYTES = 1 << 30  #: as much of a generator, which can be read once only, is read into memory
 
@@ -35,7 +36,6 @@ class Examples:
         arrays: all images and labels, where they came as arrays.
         count: how many there are; None if only reading them tells.
         several: whether several classes may be true of an image.
-        fingerprint: a number that tells them from others: of arrays of all, else of the first 16.
     """
 
     read: Callable[[], Iterator[tuple[np.ndarray, Any]]]
@@ -43,7 +43,14 @@ class Examples:
     arrays: tuple[np.ndarray, np.ndarray] | None = None
     count: int | None = None
     several: bool = False
-    fingerprint: int | None = None
+
+    def fingerprint(self) -> int:
+        """A number that tells them from others: of arrays of all, else of the first 16."""
+        found = 0 if self.arrays or self.count is None else self.count
+        for image, label in itertools.islice(self.read(), None if self.arrays else 16):
+            found = zlib.crc32(np.asarray(image, np.float32).tobytes(), found)
+            found = zlib.crc32(np.asarray(label, np.float32).tobytes(), found)
+        return found
 
 
 def takes_context(examples: Any) -> bool:
@@ -65,7 +72,7 @@ def takes_context(examples: Any) -> bool:
 
 def machine(index: int = 0, machines: int = 1, replicas: int = 1) -> Any:
     """What such a function gets: a `tf.distribute.InputContext`; without TensorFlow, its three numbers."""
-    if keras.backend.backend() == "tensorflow":
+    if BACKEND == "tensorflow":
         import tensorflow as tf
 
         return tf.distribute.InputContext(machines, index, replicas)
@@ -116,18 +123,7 @@ def prepare(
             labels = inputs.check_labels(found[1], num_classes, len(images))
             several = inputs.holds_several(labels, multi_label)
         arrays = images, labels
-        mark = _fingerprint(images, labels)
-        return Examples(
-            partial(zip, *arrays, strict=True), len(images[0]), arrays, len(images), several, mark
-        )
-
-
-def _fingerprint(images: Iterable, labels: Iterable, count: int | None = None) -> int:
-    found = 0 if count is None else count
-    for image, label in zip(images, labels, strict=True):
-        found = zlib.crc32(np.asarray(image, np.float32).tobytes(), found)
-        found = zlib.crc32(np.asarray(label, np.float32).tobytes(), found)
-    return found
+        return Examples(partial(zip, *arrays, strict=True), len(images[0]), arrays, len(images), several)
 
 
 _PAIRS = "{}: expected pairs of an image and a label, received {}"
@@ -147,7 +143,8 @@ def image_batches(images: Any, size: int) -> Iterator[np.ndarray]:
             singles: Iterator = ((image,) for image in inputs.array(found[0], "images"))
         else:
             singles = ahead(found(), size) if callable(found) else found
-        while batch := [image for image, *_ in itertools.islice(singles, size)]:
+        for part in batched(singles, size):
+            batch = [image for image, *_ in part]
             if len(sizes := {image.shape for image in batch}) > 1:
                 raise ValueError(f"images: expected one size, received {sorted(sizes)[0]} and {max(sizes)}")
             inputs.check_images(stacked := np.stack(batch), first=first)
@@ -172,6 +169,13 @@ def errors_in_words(name: str) -> Iterator[None]:
         elif not isinstance(error, ValueError):
             raise
         raise ValueError(words if name != "validation" or name in words else f"{name}: {words}") from None
+
+
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of up to `size` items."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
 
 
 def ahead(items: Iterable, count: int = 2) -> Iterator:
@@ -359,9 +363,8 @@ def _checked(
     some = [check(number, *single) for number, single in enumerate(itertools.islice(read(), 16))]
     if not some:
         raise ValueError(_NONE.format(name))
-    inputs.check_range(
-        np.concatenate([image.ravel() for image, _ in some])
-    )  # of one alone, [0, 1] may be bright
+    # Of one picture alone, [0, 1] may be bright.
+    inputs.check_range(np.concatenate([image.ravel() for image, _ in some]))
     how = None if num_classes is None else multi_label
     several = any(inputs.holds_several(np.asarray(label)[None], how, n) for n, (_, label) in enumerate(some))
     rank = np.ndim(some[0][1])
@@ -375,5 +378,4 @@ def _checked(
                 inputs.holds_several(label[None], several, number)
             yield image, label
 
-    mark = _fingerprint([image for image, _ in some], [label for _, label in some], count)
-    return Examples(every, len(some[0][0]), None, count, several, mark)
+    return Examples(every, len(some[0][0]), None, count, several)

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from bitlib import progress
+from bitlib.checkpoint import check_model
 from bitlib.datasets import draw
 from bitlib.devices import forward
 from bitlib.examples import image_batches
@@ -52,8 +53,7 @@ def extract(
     """
     if stage not in STAGES:
         raise ValueError(f"stage: expected one of {', '.join(STAGES)}, received {stage!r}")
-    if not isinstance(model, BiT):
-        raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
+    check_model(model)
     check_whole("batch_size", batch_size)
     check_flag("pool", pool)
     compute = _compiled(model, stage, pool and stage != "features")

@@ -15,7 +15,8 @@ from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from numpy.typing import ArrayLike
 
 from bitlib import augment, loop, ops, zoo
-from bitlib.devices import BACKEND, forward
+from bitlib.checkpoint import check_model
+from bitlib.devices import forward
 from bitlib.examples import ahead, errors_in_words, prepare, takes_context
 from bitlib.hyperrule import Plan
 from bitlib.inputs import check_flag, check_whole
@@ -192,8 +193,7 @@ def predict(model: BiT, images: Any, plan: Plan, batch_size: int = 64) -> np.nda
 
 def _check_model(model: BiT, plan: Plan) -> int:
     """The number of classes of a model that can be trained, once that and the plan are such."""
-    if not isinstance(model, BiT):
-        raise TypeError(f"model: expected a bitlib.model.BiT, received {type(model).__name__}")
+    check_model(model)
     if model.num_classes is None:
         raise ValueError("model: has no head; load it with head=<number of classes>")
     if not isinstance(plan, Plan):
@@ -244,7 +244,7 @@ class MomentumSGD(keras.optimizers.SGD):
 
 
 def _optimizer(model: BiT, plan: Plan):
-    sgd = MomentumSGD if BACKEND == "tensorflow" else keras.optimizers.SGD
+    sgd = MomentumSGD if ops.BACKEND == "tensorflow" else keras.optimizers.SGD
     optimizer = sgd(plan.base_lr, momentum=plan.momentum)
     is_half = model.dtype_policy.compute_dtype == "float16"  # whose smallest gradients would round to zero
     return keras.optimizers.LossScaleOptimizer(optimizer) if is_half else optimizer

@@ -66,9 +66,11 @@ def train(
         optimizer = make_optimizer()
         optimizer.build(variables)
     run = asdict(plan) | {"boundaries": list(plan.boundaries), "seed": seed} | run
+    if checkpoints is not None and not callable(examples):
+        run["examples"] = examples.fingerprint()
     source = getattr(model, "source", None)
-    marks = {"examples": getattr(examples, "fingerprint", None), "weights": source and source.fingerprint}
-    run |= {name: mark for name, mark in marks.items() if mark is not None}
+    if source and source.fingerprint is not None:
+        run["weights"] = source.fingerprint
     saved = Saved(checkpoints, model, optimizer, run)
     trained = sum(math.prod(variable.shape) for variable in variables)
     history = saved.restore() or History(trained=trained, frozen=model.count_params() - trained)
@@ -140,7 +142,7 @@ def train_step(
         accumulate: parts that a device computes its share of the batch in, one after the other.
         clip: the most that the norm of the whole batch's gradient, of all variables together, may be.
     """
-    return devices.step(loss_of, optimizer, variables, models, accumulate=accumulate, clip=clip)
+    return devices.step(loss_of, optimizer, variables, models, accumulate, clip)
 
 
 class Guard:

@@ -20,22 +20,26 @@ from keras import ops
 
 from bitlib.layout import GROUPS
 
-if keras.backend.backend() == "tensorflow":
+BACKEND = keras.backend.backend()
+
+if BACKEND == "tensorflow":
     import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
 
 
 def require_tensorflow(what: str) -> None:
     """Raise ImportError unless Keras computes by TensorFlow, as `what` needs it."""
-    if keras.backend.backend() != "tensorflow":
+    if BACKEND != "tensorflow":
         raise ImportError(
-            f"{what}: only TensorFlow can do this, and Keras runs on {keras.backend.backend()}; "
+            f"{what}: only TensorFlow can do this, and Keras runs on {BACKEND}; "
             "KERAS_BACKEND=tensorflow, set before Python starts, chooses it"
         )
 
 
 def shape_of(x: Tensor) -> Any:
     """The shape of a tensor, also where it is not known before: in TensorFlow's graphs one operation."""
-    return tf.shape(x) if keras.backend.backend() == "tensorflow" else ops.shape(x)
+    return tf.shape(x) if BACKEND == "tensorflow" else ops.shape(x)
 
 
 def column_means(matrix: Tensor) -> Tensor:
@@ -122,11 +126,7 @@ class Operations:
 PLAIN = Operations(standardize, group_norm_relu)
 """As they stand above, with autodiff's gradients. What is exported is this: its graphs are small."""
 
-if (
-    keras.backend.backend() == "jax"
-):  # which, outside a compiled function, compiles every step of them by itself
-    import jax
-
+if BACKEND == "jax":  # which, outside a compiled function, compiles every step of them by itself
     PLAIN = Operations(jax.jit(standardize), jax.jit(group_norm_relu))
 
 
@@ -150,7 +150,7 @@ def fast(written_gradients: bool = True, compiled: bool = False) -> Operations:
             a second or two when it is first seen. XLA adds up one by one: over 240×240 pixels whose mean is
             ten times their spread, a result is right to 3e-5, otherwise to 2e-6.
     """
-    if keras.backend.backend() != "tensorflow":
+    if BACKEND != "tensorflow":
         return PLAIN
     normalize, gradient = _normalized, _gradient_of_normalized
     if compiled:

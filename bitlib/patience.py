@@ -102,7 +102,7 @@ class View(keras.layers.Layer):
 
 def resized(pictures: np.ndarray, size: int) -> np.ndarray:
     """Whole pictures, float32 `[N, size, size, 3]`, as a network is tested on them."""
-    return tf.image.resize(pictures, (size, size)).numpy()
+    return augment.resized(pictures, size)
 
 
 def accuracy(model: keras.Model, given: Data) -> float:

@@ -17,9 +17,8 @@ from bitlib.inputs import check_whole
 from bitlib.model import BiT
 from bitlib.zoo import Card
 
-CONTENTS = tf.TensorSpec(
-    (None,), tf.string, "image_bytes"
-)  # TF Serving's binary values have names that end so
+# TF Serving's binary values have names that end so.
+CONTENTS = tf.TensorSpec((None,), tf.string, "image_bytes")
 
 
 def signature(
