@@ -48,20 +48,35 @@ def forward(model: keras.Model, function: Callable | None = None) -> Callable[[n
 
     def padded(images: np.ndarray) -> np.ndarray:
         nonlocal most
-        count = len(images)
-        most = max(most, count)
+        count, shares = len(images), _shares()
+        most = max(most, -(-count // shares) * shares)
         images = np.pad(images, ((0, most - count), (0, 0), (0, 0), (0, 0)))
-        return np.asarray(stateless([v.value for v in model.variables], _placed(images)))[:count]
+        result = stateless([v.value for v in model.variables], _placed(images))
+        if jax.process_count() > 1:
+            from jax.experimental.multihost_utils import process_allgather
+
+            result = process_allgather(result, tiled=True)
+        return np.asarray(result)[:count]
 
     return padded
 
 
-def _placed(values: np.ndarray) -> Any:
-    """An array, shared by JAX's devices as Keras' distribution says."""
-    distribution = keras.distribution.distribution()
-    if distribution is None:
+def _shares() -> int:
+    """How many parts JAX's devices take a batch in, as Keras' distribution says."""
+    if (distribution := keras.distribution.distribution()) is None:
+        return 1
+    layout = distribution.get_data_layout((1, 1, 1, 1))
+    return dict(zip(layout.device_mesh.axis_names, layout.device_mesh.shape, strict=True))[layout.axes[0]]
+
+
+def _placed(values: np.ndarray, whole: bool = True) -> Any:
+    """An array, shared by JAX's devices; it is that of all machines together, or this one's part of it."""
+    if (distribution := keras.distribution.distribution()) is None:
         return values
-    return keras.distribution.distribute_tensor(values, distribution.get_data_layout(values.shape))
+    layout = distribution.get_data_layout(values.shape)
+    if whole:
+        return keras.distribution.distribute_tensor(values, layout)
+    return jax.make_array_from_process_local_data(layout.backend_layout, values)
 
 
 class Devices:
@@ -118,7 +133,7 @@ class JaxDevices(Devices):
 
     def distributed(self, batches: Iterable, whole: bool) -> Iterator[tuple]:
         for batch in batches:
-            yield tuple(map(_placed, batch))
+            yield tuple(_placed(values, whole) for values in batch)
 
     def step(
         self,
@@ -249,24 +264,28 @@ class Replicas(Devices):
         return step
 
 
+_UNEQUAL = "plan: batch_size {} cannot be shared equally by the {}"
+
+
 def devices_of(model: keras.Model, batch_size: int) -> Devices:
     """What a model computes on: TensorFlow's strategy that it was made in, or the one whose scope we are in.
 
     Raises:
-        ValueError: it was made outside the scope, or its replicas cannot share a batch equally.
+        ValueError: it was made outside the scope, or its replicas or devices cannot share a batch equally.
     """
-    if BACKEND != "tensorflow":
-        return JaxDevices() if BACKEND == "jax" else Devices()
+    if BACKEND == "torch":
+        return Devices()
+    if BACKEND == "jax":
+        if batch_size % (shares := _shares()):
+            raise ValueError(_UNEQUAL.format(batch_size, f"{shares} devices of JAX"))
+        return JaxDevices()
     owner = getattr(model.variables[0].value, "distribute_strategy", None)
     strategy = owner or tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
     if owner is None and replicas > 1:
         raise ValueError("model: made outside the strategy's scope; load it within `with strategy.scope():`")
     if batch_size % replicas:
-        raise ValueError(
-            f"plan: batch_size {batch_size} cannot be shared equally by the {replicas} replicas of the "
-            "strategy"
-        )
+        raise ValueError(_UNEQUAL.format(batch_size, f"{replicas} replicas of the strategy"))
     return Replicas(strategy)
 
 

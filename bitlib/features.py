@@ -136,7 +136,12 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, regularization: float =
 
 
 def few_shot(
-    features: ArrayLike, labels: ArrayLike, shots: int, draws: int = 5, num_test: int = 800, seed: int = 0
+    features: ArrayLike,
+    labels: ArrayLike,
+    shots: int,
+    draws: int = 5,
+    num_test: int | None = 800,
+    seed: int = 0,
 ) -> np.ndarray:
     """Accuracy of linear probes that saw only a few examples of each class: float64 `[draws]` in [0, 1].
 
@@ -144,14 +149,16 @@ def few_shot(
         features, labels: as of `linear_probe`.
         shots: examples of each class to learn from, drawn by `bitlib.datasets.draw`.
         draws: how often, with seeds `seed`, `seed + 1`, …
-        num_test: other examples, to score on.
+        num_test: other examples, to score on; None for all others.
 
     Raises:
         ValueError: as `linear_probe`; or a class has fewer than `shots` examples left.
     """
     features, labels = _check_labelled(features, labels)
-    for name, value in (("shots", shots), ("draws", draws), ("num_test", num_test)):
-        check_whole(name, value)
+    check_whole("shots", shots)
+    check_whole("draws", draws)
+    if num_test is not None:
+        check_whole("num_test", num_test)
     check_whole("seed", seed, least=0)
     scores = []
     for each in range(seed, seed + draws):

@@ -33,6 +33,7 @@ def quiet() -> None:
         warnings.simplefilter("ignore")
         import tensorflow as tf
 
+        tf.config.list_physical_devices()  # looks for CUDA, and says so where JAX was imported before
         tf.get_logger().setLevel("ERROR")
         with suppress(ImportError):  # a page that needs it says so at its own import
             import tensorflow_hub  # noqa: F401

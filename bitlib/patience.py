@@ -71,7 +71,7 @@ def teacher(source: Source, given: Data, seed: int = 0, steps: int = 150) -> BiT
 
 
 def student(num_classes: int, width: int = 16, seed: int = 0) -> keras.Sequential:
-    """Six 3×3 convolutions of `width`, twice and four times as many channels, and a dense layer."""
+    """Six 3×3 convolutions of `width`, twice and four times as many channels; a dense layer."""
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     parts: list[keras.Layer] = [keras.Input((None, None, 3))]

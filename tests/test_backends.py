@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,11 @@ BACKENDS = [
 
 SCRIPT = """
 import hashlib, json, sys, tempfile
-import keras, numpy as np
+import keras
+if "two" in sys.argv:
+    keras.distribution.initialize(sys.argv[-1], 2, int(sys.argv[-2]))
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+import numpy as np
 from bitlib import augment, distill, finetune, hyperrule, loop
 from bitlib.model import BiT
 
@@ -62,6 +67,19 @@ def stopped(folder):
     finally:
         loop.train_step = plain
 
+if "two" in sys.argv:
+    def parts(context):
+        mine = slice(context.input_pipeline_id, None, context.num_input_pipelines)
+        return images[mine], labels[mine]
+
+    network = BiT((1, 1, 1, 1), 0.5, 3)
+    plan = hyperrule.plan(24, 40, batch_size=8, steps=2, resize=40, crop=32)
+    shares = finetune.fit(network, parts, plan, verbose=0).loss
+    accuracy = finetune.evaluate(network, (images, labels), plan, batch_size=10)
+    result = {"match": match(small(1)).loss, "shares": shares, "evaluate": accuracy}
+    print(json.dumps(result | {"devices": len(keras.distribution.list_devices())}))
+    sys.exit()
+
 student, again = small(1), small(2)
 plan = hyperrule.plan(24, 40, batch_size=8, steps=4, resize=40, crop=32, mixup_alpha=0.2)
 pictures = hashlib.sha256()
@@ -95,14 +113,19 @@ if "eight" in sys.argv:
     keras.distribution.set_distribution(keras.distribution.DataParallel())
     result["devices"] = len(keras.distribution.list_devices())
     result["shared"] = match(small(1)).loss
+    logits = finetune.predict(network, images[:5], plan)
+    result["five"] = np.abs(logits[:1] - finetune.predict(network, images[:1], plan)).max().item()
+    try:
+        distill.match(small(0), small(1), images, steps=1, batch_size=6)
+    except ValueError as error:
+        result["unequal"] = str(error)
 result["tensorflow"] = "tensorflow" in sys.modules
 print(json.dumps(result))
 """
 
 
-@functools.cache
-def run(backend, *words):
-    """What the script prints on a backend; without Keras' settings of whoever runs this."""
+def start(backend, *words):
+    """The script's process on a backend; without Keras' settings of whoever runs this."""
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -111,9 +134,20 @@ def run(backend, *words):
     if "eight" in words:
         environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     command = [sys.executable, "-c", SCRIPT, *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def result(process):
+    """What a script has printed last."""
+    out, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+@functools.cache
+def run(backend, *words):
+    return result(start(backend, *words))
 
 
 WORDS = {"tensorflow": ("network",), "jax": ("network", "eight"), "torch": ("network",)}
@@ -164,3 +198,20 @@ def test_eight_devices_of_jax_train_as_one():
     found = run("jax", *WORDS["jax"])
     assert found["devices"] == 8
     np.testing.assert_allclose(found["shared"], found["match"], rtol=1e-5)
+    assert found["five"] < 1e-5  # five images, shared by eight devices
+    assert "batch_size 6 cannot be shared equally by the 8 devices" in found["unequal"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="jax is not installed")
+def test_two_processes_of_jax_train_as_one():
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        jobs = ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other))
+    first, second = [result(each) for each in [start("jax", "two", str(index), jobs) for index in (0, 1)]]
+    assert first == second
+    assert first["devices"] == 2
+    np.testing.assert_allclose(first["match"], run("jax", *WORDS["jax"])["match"], rtol=1e-5)
+    assert np.isfinite(first["shares"]).all()
+    assert np.isfinite(first["evaluate"]).all()
