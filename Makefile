@@ -94,6 +94,7 @@ bench: .venv/installed .venv-bench/installed
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --editable ".[jax]"
 	@touch $@
 
 clean:

@@ -57,6 +57,12 @@ def frozen(architecture: str, jit_compile: bool = False):
 
 
 @cache
+def landmark(architecture: str):
+    """Keras Applications' ResNet50V2, traced as `live`."""
+    return tf.function(keras.applications.ResNet50V2(weights=None), reduce_retracing=True)
+
+
+@cache
 def onnx_file(architecture: str, variant: str, batch: int, size: int):
     """The classifier as an ONNX file: for one shape of images where that is faster."""
     fixed = {"batch_shape": (batch, size, size, 3)} if variant == "openvino" else {}
@@ -74,6 +80,7 @@ def inference(architecture: str, batch: int, size: int, variant: str):
         "live": live,
         "frozen": frozen,
         "bfloat16": bfloat16,
+        "ResNet50V2": landmark,
         "compiled": partial(frozen, jit_compile=True),
     }
     function = made[variant](architecture)

@@ -31,15 +31,19 @@ COMPILED = ("timm channels_last compiled", "transformers channels_last compiled"
 ENGINES = ("timm onnxruntime", "timm openvino")
 OURS = ("live", "frozen", "compiled")  # frozen, compiled: exported so; compiled by XLA what gains by it
 OUR_ENGINES = ("onnxruntime", "openvino")  # on our ONNX file
-APART = ("bfloat16",)  # ours too, but not in the ratio: logits differ by up to a hundredth of their scale
+OUR_BACKENDS = ("jax", "torch")  # ours on Keras' other backends
+APART = ("bfloat16", "ResNet50V2")
+"""Not in the ratio: ours in bfloat16, whose logits differ by up to 0.01 of their scale; and a landmark,
+Keras Applications' network of about as many operations as R50x1."""
 
 
 class Worker:
     """One side of the comparison, a process that stays alive between cases."""
 
-    def __init__(self, python: str | Path, script: str):
+    def __init__(self, python: str | Path, script: str, backend: str = "tensorflow"):
+        environment = os.environ | {"KERAS_BACKEND": backend}
         self.process = subprocess.Popen(
-            [str(python), str(HERE / script)], cwd=ROOT, text=True,
+            [str(python), str(HERE / script)], cwd=ROOT, text=True, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -77,7 +81,7 @@ def rows() -> list[dict]:
                 {
                     "name": f"inference {architecture} {size} px, batch {batch}",
                     "case": {"kind": "inference", "architecture": architecture, "batch": batch, "size": size},
-                    "ours": OURS + OUR_ENGINES + APART,
+                    "ours": OURS + OUR_ENGINES + OUR_BACKENDS + APART[: 2 if architecture == "R50x1" else 1],
                     "peers": () if architecture == "R14x0.5" else EAGER + COMPILED + ENGINES,
                     "gflop": batch * gflop(architecture, size),
                 }
@@ -87,7 +91,7 @@ def rows() -> list[dict]:
             {
                 "name": f"training step R50x1 {size} px, batch 16",
                 "case": {"kind": "training", "architecture": "R50x1", "batch": 16, "size": size},
-                "ours": ("live", "compiled", *APART),
+                "ours": ("live", "compiled", *OUR_BACKENDS, "bfloat16"),
                 "peers": EAGER + COMPILED,
                 "gflop": 3 * 16 * gflop("R50x1", size),
             }
@@ -110,8 +114,10 @@ class Workers(dict):
     def of(self, name: str, ours: bool) -> Worker:
         """The process of a variant. Engines have their own: their threads, which wait for work for a while
         before they sleep, would keep a core from those of TensorFlow and PyTorch."""
-        key = ours, name.split()[-1] in OUR_ENGINES
-        if key not in self:
+        key = ours, name if name in OUR_BACKENDS else name.split()[-1] in OUR_ENGINES
+        if key not in self and name in OUR_BACKENDS:
+            self[key] = Worker(PEERS_PYTHON, "anywhere.py", name)
+        elif key not in self:
             self[key] = Worker(sys.executable, "ours.py") if ours else Worker(PEERS_PYTHON, "peers.py")
         return self[key]
 
@@ -124,7 +130,8 @@ class Workers(dict):
 
 def measure(row: dict, workers: Workers) -> dict:
     """Rounds over all variants, one after the other; a variant that fails is left out of the rest."""
-    variants = [(workers.of(name, ours=True), name) for name in row["ours"]]
+    here = [name for name in row["ours"] if name not in OUR_BACKENDS or PEERS_PYTHON.exists()]
+    variants = [(workers.of(name, ours=True), name) for name in here]
     variants += [(workers.of(name, ours=False), name) for name in row["peers"] if PEERS_PYTHON.exists()]
     times: dict[str, list[float]] = {}
     failed = {}
@@ -247,6 +254,16 @@ def timed(command: list[str], rounds: int = 3) -> float:
     return statistics.median(times)
 
 
+FIRST_NAME = """
+import numpy, bitlib
+from bitlib import images, labels
+model = bitlib.load(bitlib.zoo.BUNDLED)
+logits = model(images.batch([numpy.full((64, 64, 3), 255, "uint8")], model.card))
+names, _ = labels.of_card(model.card, model.num_classes)
+print(labels.top_k(labels.probabilities(logits), names, 1))
+"""
+
+
 def processes() -> dict:
     """What imports and pages take, as multiples of `import tensorflow`."""
     kinds = {
@@ -266,6 +283,12 @@ def processes() -> dict:
         for name, (python, code) in kinds.items()
         if Path(python).exists()
     }
+    for backend in ("tensorflow", *OUR_BACKENDS):
+        python = sys.executable if backend == "tensorflow" else PEERS_PYTHON
+        if Path(python).exists():
+            os.environ["KERAS_BACKEND"] = backend
+            found[f"from start to the first name, {backend}"] = timed([str(python), "-c", FIRST_NAME])
+    os.environ.pop("KERAS_BACKEND", None)
     for page in sorted((ROOT / "notebooks").glob("*.ipynb")):
         command = [sys.executable, "-m", "papermill", page, WORK / page.name, "--cwd", WORK]
         found[f"page {page.stem[:2]}"] = timed([str(part) for part in command], rounds=1)
@@ -288,7 +311,7 @@ def write_jpegs() -> None:
 
 def table(results: list[dict]) -> str:
     """The comparison, as Markdown."""
-    columns = OURS + OUR_ENGINES + APART
+    columns = OURS + OUR_ENGINES + OUR_BACKENDS + APART
     empty = " |" * (len(columns) + 1)
     lines = [
         f"| | ours : fastest peer | of the limit: {' | '.join(columns)} | peer | fastest peer |",
