@@ -8,9 +8,10 @@ import keras
 import numpy as np
 from protocol import serve
 
-from bitlib import finetune, hyperrule, loop
-from bitlib.devices import devices_of, forward
+from bitlib import finetune, hyperrule
 from bitlib.model import BiT
+from bitlib.training import loop
+from bitlib.training.devices import devices_of, forward
 from bitlib.zoo import units_and_width
 
 

@@ -13,7 +13,8 @@ from run import gflop, one_process
 POINT = """
 import statistics, sys, time
 import tensorflow as tf
-from bitlib import graphs, ops
+from bitlib.formats import graphs
+from bitlib import ops
 from bitlib.model import BiT
 from bitlib.zoo import UNITS
 
@@ -47,7 +48,7 @@ def measure(point: tuple) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and draw."""
-    from bitlib.plots import BLUE, GREY, ORANGE, _figure, _plain
+    from bitlib.pages.plots import BLUE, GREY, ORANGE, _figure, _plain
 
     fig, axes = _figure(1, 4, (13, 3.2), sharey=True)
     for ax, (title, points) in zip(axes, SWEEPS.items(), strict=True):

@@ -13,9 +13,11 @@ import numpy as np
 import tensorflow as tf
 from protocol import serve
 
-from bitlib import datasets, features, finetune, graphs, hyperrule, loop, ops, savedmodel
-from bitlib.devices import devices_of
+from bitlib import datasets, features, finetune, hyperrule, ops, savedmodel
+from bitlib.formats import graphs
 from bitlib.model import BiT
+from bitlib.training import loop
+from bitlib.training.devices import devices_of
 from bitlib.zoo import units_and_width
 
 

@@ -371,7 +371,7 @@ def keep(result: dict) -> None:
 
 def figure(results: list[dict]):
     """Ours and the fastest peer, as shares of what the machine's matrix product allows."""
-    from bitlib.plots import BLUE, ORANGE, _figure, _plain
+    from bitlib.pages.plots import BLUE, ORANGE, _figure, _plain
 
     rows = [result for result in results if "ratio" in result]
     fig, ax = _figure(size=(7.5, 0.8 + 0.55 * len(rows)))

@@ -30,9 +30,10 @@ def measure(architecture: str, size: int, share: int) -> float:
     several = tf.distribute.MultiWorkerMirroredStrategy if workers > 1 else tf.distribute.get_strategy
     strategy = several()
 
-    from bitlib import finetune, hyperrule, loop
-    from bitlib.devices import devices_of
+    from bitlib import finetune, hyperrule
     from bitlib.model import BiT
+    from bitlib.training import loop
+    from bitlib.training.devices import devices_of
     from bitlib.zoo import units_and_width
 
     settings = {"batch_size": share * workers, "steps": 10, "resize": size, "crop": size, "base_lr": 1e-5}

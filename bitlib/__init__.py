@@ -10,13 +10,53 @@ __version__ = "0.1.0"
 
 _HOMES = {"CheckpointError": "checkpoint", "load": "checkpoint", "export": "savedmodel", "port": "savedmodel"}
 _MODULES = (
-    "augment", "checkpoint", "datasets", "distill", "features", "finetune", "hyperrule", "images", "jaxport",
-    "labels", "litert", "model", "patience", "plots", "reference", "savedmodel", "zoo",
-)  # fmt: skip
+    "checkpoint",
+    "datasets",
+    "distill",
+    "features",
+    "finetune",
+    "formats",
+    "hyperrule",
+    "images",
+    "jaxport",
+    "labels",
+    "model",
+    "pages",
+    "reference",
+    "savedmodel",
+    "zoo",
+)
 _MOVED = {
-    "digests": "writing", "glyphs": "tasks", "handles": "zoo", "paths": "writing",
-    "settings": "fetching", "tables": "zoo", "tensors": "archive", "torchnames": "archive",
-}  # fmt: skip
+    "archive": "files.archive",
+    "augment": "training.augment",
+    "devices": "training.devices",
+    "digests": "files.writing",
+    "examples": "training.examples",
+    "fetching": "files.fetching",
+    "folders": "datasets.folders",
+    "glyphs": "datasets.tasks",
+    "graphs": "formats.graphs",
+    "handles": "zoo",
+    "layout": "files.layout",
+    "litert": "formats.litert",
+    "loop": "training.loop",
+    "modelcard": "formats.modelcard",
+    "onnx": "formats.onnx",
+    "paths": "files.writing",
+    "patience": "pages.patience",
+    "plots": "pages.plots",
+    "progress": "console",
+    "resume": "training.loop",
+    "serving": "formats.graphs",
+    "settings": "files.fetching",
+    "tables": "zoo",
+    "tasks": "datasets.tasks",
+    "tensors": "files.archive",
+    "tfdatasets": "datasets.tfdatasets",
+    "torchnames": "files.archive",
+    "vtab": "pages.vtab",
+    "writing": "files.writing",
+}
 """Modules of earlier versions, and those that have what they had."""
 
 __all__ = [*_HOMES, *_MODULES]

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitlib import archive, fetching, zoo
-from bitlib.archive import Archive, Arrays
-from bitlib.fetching import fetch_file
-from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
-from bitlib.writing import bundled, expanded, replacing, verify
+from bitlib import zoo
+from bitlib.files import archive, fetching
+from bitlib.files.archive import Archive, Arrays
+from bitlib.files.fetching import fetch_file
+from bitlib.files.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
+from bitlib.files.writing import bundled, expanded, replacing, verify
 from bitlib.zoo import Source
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def find(source: str | os.PathLike | Source) -> Source:
     Raises:
         FileNotFoundError: it reads like a path (by its suffix, or as a `Path`) and no such file is there.
         ValueError: no published BiT has that name, or no file can have it; as `bitlib.zoo.path_of`.
-        ConnectionError, OSError: as `bitlib.fetching.fetch_file`.
+        ConnectionError, OSError: as `bitlib.files.fetching.fetch_file`.
     """
     if isinstance(source, Source):
         return source
@@ -64,7 +65,7 @@ def resolve(source: str | os.PathLike) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """The file of a published model: bundled, or as `bitlib.fetching.fetch_file` has it; raises as `find`."""
+    """The file of a published model: bundled, or as `files.fetching.fetch_file` has it; raises as `find`."""
     return _fetched(zoo.card(name))[0]
 
 

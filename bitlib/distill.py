@@ -18,12 +18,13 @@ import keras
 import numpy as np
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 
-from bitlib import checkpoint, finetune, loop, ops
-from bitlib.examples import prepare, takes_context
+from bitlib import checkpoint, finetune, ops
 from bitlib.hyperrule import Plan
 from bitlib.inputs import check_flag, check_number, check_whole
 from bitlib.model import BiT
-from bitlib.resume import History
+from bitlib.training import loop
+from bitlib.training.examples import prepare, takes_context
+from bitlib.training.loop import History
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from keras import ops
 
-from bitlib import progress
+from bitlib import console
 from bitlib.checkpoint import check_model
 from bitlib.datasets import draw
-from bitlib.devices import forward
-from bitlib.examples import image_batches
 from bitlib.inputs import array, check_flag, check_images, check_number, check_whole
 from bitlib.model import BiT
 from bitlib.ops import PLAIN
+from bitlib.training.devices import forward
+from bitlib.training.examples import image_batches
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -37,7 +37,7 @@ def extract(
     Args:
         model: a `bitlib.model.BiT`, with or without a head.
         images: float in [-1, 1], of one size: an array `[N, H, W, 3]`, or anything that
-            `bitlib.examples.prepare` takes. Labels are not looked at.
+            `bitlib.training.examples.prepare` takes. Labels are not looked at.
         stage: `features` as the head sees them, or the output of the `root` or of `block1` to `block4`.
         pool: whether to average a block's output over height and width.
         batch_size: images computed at once.
@@ -59,7 +59,7 @@ def extract(
     compute = _compiled(model, stage, pool and stage != "features")
     results = []
     total = len(images) if isinstance(images, np.ndarray) and images.ndim else None
-    with progress.bar(total, "image", shown=bool(verbose)) as bar:
+    with console.bar(total, "image", shown=bool(verbose)) as bar:
         for batch in image_batches(images, batch_size):
             results.append(compute(batch.astype(np.float32, copy=False)))
             bar.update(len(batch))

@@ -14,22 +14,23 @@ import numpy as np
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from numpy.typing import ArrayLike
 
-from bitlib import augment, loop, ops, zoo
+from bitlib import ops, zoo
 from bitlib.checkpoint import check_model
-from bitlib.devices import forward
-from bitlib.examples import ahead, errors_in_words, prepare, takes_context
 from bitlib.hyperrule import Plan
 from bitlib.inputs import check_flag, check_whole
 from bitlib.model import BiT
-from bitlib.resume import STATE as STATE
-from bitlib.resume import History
+from bitlib.training import augment, loop
+from bitlib.training.devices import forward
+from bitlib.training.examples import ahead, errors_in_words, prepare, takes_context
+from bitlib.training.loop import STATE as STATE
+from bitlib.training.loop import History
 
 FREEZABLE = ("root", "block1", "block2", "block3", "block4", "backbone")
 """What `freeze` takes, from the bottom to the top."""
 
 SMALL_MODEL = {"batch_size": 64, "steps": 250, "base_lr": 0.1, "resize": 56, "crop": 48}
 """Arguments of `bitlib.hyperrule.plan` for BiT-XS on a small task; the rate was chosen on
-`bitlib.tasks.counting(104)` and `angles(108)`, which no page shows."""
+`bitlib.datasets.tasks.counting(104)` and `angles(108)`, which no page shows."""
 
 
 def fit(
@@ -61,9 +62,9 @@ def fit(
     Args:
         model: with a head, such as `bitlib.load(name, head=10)` gives: of zeros, as the rule wants it.
         train: images float `[N, H, W, 3]` in [-1, 1] and integer labels `[N]` or vectors `[N, classes]`; or
-            a `tf.data.Dataset` or another source of such pairs, as `bitlib.examples.prepare` takes them. By a
-            function from a `tf.distribute.InputContext` to a Dataset (docs/scaling.md has one), each of
-            several machines reads its part only.
+            a `tf.data.Dataset` or another source of such pairs, as `bitlib.training.examples.prepare` takes
+            them. By a function from a `tf.distribute.InputContext` to a Dataset (docs/scaling.md has one),
+            each of several machines reads its part only.
         plan: of `bitlib.hyperrule.plan`.
         validation: as `train`. The history has the score of `evaluate` as `validation_accuracy`.
         seed: of the order of examples, crops, flips and MixUp.
@@ -258,7 +259,7 @@ def _cross_entropy(labels: Tensor, logits: Tensor, several: bool) -> Tensor:
 
 
 def _loss_of(model: BiT, plan: Plan, several: bool = False, jit_compile: bool = False) -> Callable:
-    """The loss that `bitlib.loop.train_step` takes."""
+    """The loss that `bitlib.training.loop.train_step` takes."""
 
     def loss_of(images, labels):
         with ops.computed_by(model, ops.fast(compiled=jit_compile)):

@@ -1,4 +1,7 @@
-"""What may enter a model: one check of images, and one of labels. `bitlib.examples` reads what holds them."""
+"""What may enter a model: one check of images, and one of labels.
+
+`bitlib.training.examples` reads what holds them.
+"""
 
 from __future__ import annotations
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from bitlib import graphs, reference, savedmodel
-from bitlib.layout import HEAD, check, infer, layout
+from bitlib import reference, savedmodel
+from bitlib.files.layout import HEAD, check, infer, layout
+from bitlib.formats import graphs
 
 Arrays = Mapping[str, np.ndarray]
 

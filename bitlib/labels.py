@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bitlib.fetching import fetch_file, on_disk, parse_class_list
+from bitlib.files.fetching import fetch_file, on_disk, parse_class_list
+from bitlib.files.writing import bundled
 from bitlib.inputs import check_whole, described, scores
-from bitlib.writing import bundled
 from bitlib.zoo import CLASS_LISTS, Card
 
 

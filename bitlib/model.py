@@ -19,8 +19,8 @@ import keras
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from keras import ops
 
+from bitlib.files.layout import UNITS, check_architecture
 from bitlib.inputs import check_images, checked
-from bitlib.layout import UNITS, check_architecture
 from bitlib.ops import GroupNorm, StandardizedConv2D, policy_of, strided
 from bitlib.ops import standardize as standardize
 from bitlib.zoo import About
@@ -189,7 +189,7 @@ class BiT(keras.Model):
         logits `[N, num_classes]`, or features `[N, 2048 * width]` where there is no head.
 
     Raises:
-        ValueError: as `bitlib.layout.check_architecture` and `bitlib.ops.policy_of`; when called, as
+        ValueError: as `bitlib.files.layout.check_architecture` and `bitlib.ops.policy_of`; when called, as
             `bitlib.inputs.check_images`.
     """
 

@@ -18,7 +18,7 @@ import keras
 from keras import KerasTensor as Tensor  # stands for a tensor of any backend
 from keras import ops
 
-from bitlib.layout import GROUPS
+from bitlib.files.layout import GROUPS
 
 BACKEND = keras.backend.backend()
 

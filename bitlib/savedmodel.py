@@ -18,11 +18,12 @@ from typing import Any
 
 import keras
 
-from bitlib import checkpoint, modelcard, onnx, ops, reference, zoo
+from bitlib import checkpoint, ops, reference, zoo
 from bitlib.checkpoint import CheckpointError, Source
+from bitlib.files.writing import expanded, replacing
+from bitlib.formats import modelcard, onnx
 from bitlib.inputs import check_flag, check_input_range
 from bitlib.model import BiT
-from bitlib.writing import expanded, replacing
 
 TOLERANCE = 1e-4
 """Largest difference between a port and the float64 reference, as a share of the logits' scale."""
@@ -68,11 +69,11 @@ def export(
             or two for each new shape of images; what runs the SavedModel must have XLA, as TensorFlow has.
         format: `"tf_saved_model"`, `"onnx"` or `"litert"`, as `keras.Model.export` names them; None for that
             of the suffix, `.onnx` or `.tflite`, and a SavedModel where there is none.
-        options: of ONNX and LiteRT as `bitlib.onnx.write` and `bitlib.litert.write` take them; of SavedModels
-            `serving_bytes=True` adds a second signature of this name, from files of pictures to the `top` (5)
-            likeliest classes, as `bitlib.serving.signature`. `stages=True` writes feature maps for detectors
-            and segmenters instead: signature and call give a dictionary of `root` and `block1` to `block4`,
-            float32 `[N, h, w, C]` at strides 4, 4, 8, 16 and 32.
+        options: of ONNX and LiteRT as `bitlib.formats.onnx.write` and `bitlib.formats.litert.write` take
+            them; of SavedModels `serving_bytes=True` adds a second signature of this name, from files of
+            pictures to the `top` (5) likeliest classes, as `bitlib.formats.graphs.signature`. `stages=True`
+            writes feature maps for detectors and segmenters instead: signature and call give a dictionary of
+            `root` and `block1` to `block4`, float32 `[N, h, w, C]` at strides 4, 4, 8, 16 and 32.
 
     Returns:
         The folder, or file. Its signature takes `inputs`, float32 `[N, H, W, 3]`, and gives `logits`
@@ -84,7 +85,7 @@ def export(
         TypeError: `model` is not a BiT.
         ValueError: an argument is none of the above; the suffix or an option is of another format;
             `jit_compile` without `freeze`, `stages` beside `freeze` or `serving_bytes`; or as
-            `bitlib.serving.check`, `bitlib.onnx.write`, `bitlib.litert.write`.
+            `bitlib.formats.graphs.check`, `bitlib.formats.onnx.write`, `bitlib.formats.litert.write`.
         ImportError: the format needs a package that is not installed.
         FileExistsError: `directory` is a file, or holds anything that is not a SavedModel's.
         IsADirectoryError: `directory` is a folder, and the format a file.
@@ -100,17 +101,17 @@ def export(
 def _write(
     model: BiT, directory, input_range, freeze, jit_compile, serving_bytes=False, top=5, stages=False
 ) -> Path:
-    from bitlib import graphs, serving
+    from bitlib.formats import graphs
 
     if serving_bytes:
-        serving.check(model, top)
+        graphs.check(model, top)
     if freeze:
         module, signature = graphs.frozen(model, input_range, jit_compile)
     else:
         module, signature = (graphs.stages if stages else graphs.reusable)(model, input_range)
     signatures = {"serving_default": signature}
     if serving_bytes:
-        signatures["serving_bytes"] = serving.signature(signature, model, input_range, top)
+        signatures["serving_bytes"] = graphs.signature(signature, model, input_range, top)
     card = modelcard.text(model, input_range, freeze, jit_compile, serving_bytes, stages)
     return write(module, signatures, directory, card)
 
@@ -119,7 +120,7 @@ def write(module: Any, signatures: dict, directory: str | os.PathLike, card: str
     """Write a `tf.Module` with its signatures, and a model card if there is any, as `export`."""
     import tensorflow as tf
 
-    from bitlib import graphs
+    from bitlib.formats import graphs
 
     _check_replaceable(directory := Path(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)

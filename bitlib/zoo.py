@@ -14,9 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bitlib.layout import BASE_URL, BUNDLED, SUFFIXES, Architecture, CheckpointError, layout, units_and_width
-from bitlib.layout import UNITS as UNITS
-from bitlib.writing import bundled, expanded, sha256
+from bitlib.files.layout import (
+    BASE_URL,
+    BUNDLED,
+    SUFFIXES,
+    Architecture,
+    CheckpointError,
+    layout,
+    units_and_width,
+)
+from bitlib.files.layout import UNITS as UNITS
+from bitlib.files.writing import bundled, expanded, sha256
 
 CLASS_LISTS = {
     "glyph1k": "glyph1k_names.txt",

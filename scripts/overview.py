@@ -14,7 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import bitlib
-from bitlib import datasets, images, labels, reference, tasks, vtab
+from bitlib import datasets, images, labels, reference
+from bitlib.datasets import tasks
+from bitlib.pages import vtab
 
 ROOT = Path(__file__).parent.parent
 BLUE, GREY = "#1f4e8c", "#9aa5b1"

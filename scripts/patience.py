@@ -17,7 +17,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import rows
 
-from bitlib import checkpoint, patience, zoo
+from bitlib import checkpoint, zoo
+from bitlib.pages import patience
 
 OUTPUT = Path(__file__).parent.parent / "data" / "patience.csv"
 

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 import bitlib
 from bitlib import datasets, features, images, ops, zoo
+from bitlib.files.writing import replacing
 from bitlib.model import UNITS, BiT
-from bitlib.writing import replacing
 
 DATA = Path(__file__).parent.parent / "data"
 NAME = "BiT-XS-R14x0.5"

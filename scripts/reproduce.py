@@ -26,7 +26,7 @@ import tensorflow as tf
 
 import bitlib
 from bitlib import checkpoint, datasets, finetune, hyperrule, images
-from bitlib.devices import Replicas
+from bitlib.training.devices import Replicas
 
 PUBLISHED = {
     ("BiT-M-R50x1", "cifar10"): {1: 54.4, 5: 83.3, 0: 97.2},

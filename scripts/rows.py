@@ -10,15 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bitlib.vtab import read_rows
-from bitlib.writing import replacing
+from bitlib.files.writing import replacing
+from bitlib.pages.vtab import read_rows
 
 
 def complete(path: Path, kind: Any, wanted: Iterable[tuple], compute: Callable[..., float]) -> None:
     """Compute the rows that a CSV file lacks. Each is written as soon as it is known: a stopped run goes on.
 
     Args:
-        path, kind: as of `bitlib.vtab.read_rows`; the file is made if it is not there.
+        path, kind: as of `bitlib.pages.vtab.read_rows`; the file is made if it is not there.
         wanted: the fields before `accuracy`, of every row that there should be.
         compute: takes these fields, and returns the accuracy in [0, 1].
     """

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 
-from bitlib import writing
+from bitlib.files import writing
 
 ROOT = Path(__file__).parent.parent
 GUIDES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "THIRD_PARTY.md", "data/README.md"]
@@ -63,21 +63,19 @@ def gallery(source: Path) -> str:
 
 
 def reference(source: Path) -> None:
-    """A page for each module of the package, in the order of the layers, and one that lists them."""
-    contributing = (ROOT / "CONTRIBUTING.md").read_text()
-    layers = re.search(r"```text\n(pages .*?)```", contributing, re.S)[1]
-    names = [name for line in layers.splitlines() for name in re.split(r"\s{2,}", line)[0].split(" · ")]
+    """A page for each module of the package, and one that lists them."""
+    paths = [path.relative_to(ROOT / "bitlib").with_suffix("") for path in (ROOT / "bitlib").rglob("*.py")]
+    names = sorted({".".join(path.parts).removesuffix(".__init__") for path in paths} - {"__init__"})
     folder = source / "api"
     folder.mkdir()
     for name in names:
         rst = f".. automodule:: bitlib.{name}\n   :members:\n   :ignore-module-all:\n"
-        rst += "   :exclude-members: Described\n" if name == "plots" else ""  # it has matplotlib's docstrings
+        rst += "   :exclude-members: Described\n" if name == "pages.plots" else ""  # which are matplotlib's
         (folder / f"{name}.md").write_text(f"# bitlib.{name}\n\n```{{eval-rst}}\n{rst}```\n")
     listed = "\n".join(names)
     surface = ".. automodule:: bitlib\n"
     (folder / "index.md").write_text(
-        f"# Reference\n\n```{{eval-rst}}\n{surface}```\n\nModules import those below them only.\n\n"
-        f"```{{toctree}}\n{listed}\n```\n"
+        f"# Reference\n\n```{{eval-rst}}\n{surface}```\n\n```{{toctree}}\n{listed}\n```\n"
     )
 
 

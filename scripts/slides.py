@@ -18,7 +18,7 @@ import sphinx_revealjs
 from nbconvert.preprocessors import TagRemovePreprocessor
 from nbformat import NotebookNode
 
-from bitlib import writing
+from bitlib.files import writing
 
 ROOT = Path(__file__).parent.parent
 TEMPLATES = ROOT / "scripts" / "html"

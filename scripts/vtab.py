@@ -18,7 +18,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import rows
 
-from bitlib import checkpoint, tasks, vtab, zoo
+from bitlib import checkpoint, zoo
+from bitlib.datasets import tasks
+from bitlib.pages import vtab
 
 OUTPUT = Path(__file__).parent.parent / "data" / "small_vtab.csv"
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bitlib import augment, examples, hyperrule
+from bitlib import hyperrule
+from bitlib.training import augment, examples
 
 
 def a_plan(**changes):

@@ -26,7 +26,8 @@ if "two" in sys.argv:
     keras.distribution.initialize(sys.argv[-1], 2, int(sys.argv[-2]))
     keras.distribution.set_distribution(keras.distribution.DataParallel())
 import numpy as np
-from bitlib import augment, distill, finetune, hyperrule, loop
+from bitlib.training import augment, loop
+from bitlib import distill, finetune, hyperrule
 from bitlib.model import BiT
 
 rng = np.random.default_rng(0)

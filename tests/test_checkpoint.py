@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import bitlib
-from bitlib import checkpoint, fetching, zoo
+from bitlib import checkpoint, zoo
 from bitlib.checkpoint import Architecture, CheckpointError
+from bitlib.files import fetching
 from tests.conftest import PEAK, SMALL, needs_proc, random_arrays
 
 KERNEL = "resnet/block2/unit02/b/standardized_conv2d/kernel"

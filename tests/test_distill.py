@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 import bitlib
-from bitlib import augment, distill, finetune, loop
+from bitlib import distill, finetune
+from bitlib.training import augment, loop
 
 CLASSES = 5
 

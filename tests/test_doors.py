@@ -219,7 +219,7 @@ class TestExports:
             assert np.isnan(logits).all(), file
         pytest.importorskip("ai_edge_litert", reason="runs LiteRT files")
         with pytest.raises(ValueError, match=r"^images: expected"):
-            bitlib.litert.load(files / "float32.tflite")(images)
+            bitlib.formats.litert.load(files / "float32.tflite")(images)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_nan_comes_through(self, files, value):
@@ -240,7 +240,7 @@ class TestExports:
 
     def test_a_file_of_whole_numbers_has_no_nan_and_refuses(self, files):
         pytest.importorskip("ai_edge_litert", reason="runs LiteRT files")
-        compute = bitlib.litert.load(files / "int8.tflite")
+        compute = bitlib.formats.litert.load(files / "int8.tflite")
         assert np.isfinite(compute(RIGHT)).all()
         for images, words in (
             (WRONG["NaN"][0], "finite"),

@@ -19,7 +19,8 @@ import pytest
 import requests
 
 import bitlib
-from bitlib import checkpoint, fetching, labels, writing, zoo
+from bitlib import checkpoint, labels, zoo
+from bitlib.files import fetching, writing
 
 FILE = "distill/R50x1_224.npz"
 LIST = "ilsvrc2012_wordnet_lemmas.txt"

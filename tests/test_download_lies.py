@@ -18,7 +18,8 @@ import zipfile
 import pytest
 import requests
 
-from bitlib import checkpoint, fetching, labels, writing, zoo
+from bitlib import checkpoint, labels, zoo
+from bitlib.files import fetching, writing
 from tests.test_download import FILE, LIST, a_list, an_archive, refused
 from tests.test_download import cache as cache
 from tests.test_download import content as content

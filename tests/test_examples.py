@@ -14,8 +14,9 @@ import tensorflow as tf
 from PIL import Image
 
 import bitlib
-from bitlib import augment, devices, distill, examples, features, finetune, hyperrule, inputs, loop
-from bitlib.resume import History
+from bitlib import distill, features, finetune, hyperrule, inputs
+from bitlib.training import augment, devices, examples, loop
+from bitlib.training.loop import History
 from tests.conftest import SMALL
 
 COUNT, SIDE, CLASSES = 18, 36, 3

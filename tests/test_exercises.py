@@ -7,7 +7,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from bitlib import distill, features, hyperrule, images, labels, pages, patience, plots, reference, vtab, zoo
+from bitlib import distill, features, hyperrule, images, labels, pages, reference, zoo
+from bitlib.pages import patience, plots, vtab
 
 ROOT = Path(__file__).parent.parent
 

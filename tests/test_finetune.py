@@ -19,9 +19,10 @@ from sklearn.metrics import average_precision_score
 from sklearn.multiclass import OneVsRestClassifier
 
 import bitlib
-from bitlib import augment, datasets, features, finetune, hyperrule, images, loop
-from bitlib.devices import Devices
+from bitlib import datasets, features, finetune, hyperrule, images
 from bitlib.model import BiT
+from bitlib.training import augment, loop
+from bitlib.training.devices import Devices
 from tests.conftest import PEAK, needs_proc
 
 ROOT = Path(__file__).parent.parent
@@ -204,7 +205,7 @@ class TestVectors:
     @pytest.mark.slow
     def test_two_digits_in_a_picture(self):
         """Which digits are in it? Beside scikit-learn's one-versus-rest on the same model's features."""
-        scans, digits, _ = bitlib.tasks.mnist()
+        scans, digits, _ = bitlib.datasets.tasks.mnist()
         rng = np.random.default_rng(0)
         pairs = rng.permutation(5000)[:1200].reshape(600, 2)
         pictures = np.pad(
@@ -239,7 +240,8 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path, small_npz, count, side
 import sys
 import tensorflow as tf
 import bitlib
-from bitlib import augment, finetune, hyperrule
+from bitlib.training import augment
+from bitlib import finetune, hyperrule
 
 def picture(index):
     return tf.random.stateless_uniform((side, side, 3), (index, 0), -1, 1), index % 3
@@ -329,7 +331,8 @@ RUN = """
 import os, sys
 import numpy as np
 import bitlib
-from bitlib import finetune, loop
+from bitlib import finetune
+from bitlib.training import loop
 from tests.test_finetune import a_plan
 archive, folder, out = sys.argv[1:4]
 kill_after = int(sys.argv[4]) if len(sys.argv) > 4 else None
@@ -571,7 +574,8 @@ import json, os, sys
 import numpy as np
 import tensorflow as tf
 import bitlib
-from bitlib import finetune, loop
+from bitlib import finetune
+from bitlib.training import loop
 from tests.test_finetune import a_plan, part_of
 archive, folder, dies_after, share = sys.argv[1:5]
 index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]

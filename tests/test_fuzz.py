@@ -15,8 +15,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bitlib import archive, checkpoint
+from bitlib import checkpoint
 from bitlib.checkpoint import CheckpointError
+from bitlib.files import archive
 
 SHAPES = {
     checkpoint.ROOT: (7, 7, 3, 32),

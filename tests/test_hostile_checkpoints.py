@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import bitlib
-from bitlib import archive, checkpoint
+from bitlib import checkpoint
 from bitlib.checkpoint import Architecture, CheckpointError
+from bitlib.files import archive
 from tests.conftest import PEAK, needs_proc
 
 GAMMA = "resnet/block3/unit01/c/group_norm/gamma"

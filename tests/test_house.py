@@ -12,6 +12,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 import bitlib
+from scripts import architecture
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,9 +26,8 @@ def test_the_picture_of_the_layers_is_the_contract_that_the_lint_checks():
 
 
 def test_places_that_the_guide_points_to_exist():
-    rows = re.findall(
-        r"^\| .*\? \| `(\w+\.py)`(?:: `(?:\w+\.)?(\w+)`)? \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M
-    )
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| .*\? \| `([\w/]+\.py)`(?:: `(?:\w+\.)?(\w+)`)? \|$", guide, re.M)
     assert len(rows) >= 5
     for file, function in rows:
         source = (ROOT / "bitlib" / file).read_text()
@@ -35,10 +35,11 @@ def test_places_that_the_guide_points_to_exist():
 
 
 def test_the_readme_lists_every_module():
-    listed = re.findall(r"\[`(\w+)`\]\(bitlib/(\w+)\.py\)", (ROOT / "README.md").read_text())
-    assert all(name == file for name, file in listed)
-    modules = {path.stem for path in (ROOT / "bitlib").glob("*.py")} - {"__init__"}
-    assert sorted(name for name, _ in listed) == sorted(modules)
+    listed = re.findall(r"\[`(\w+)`\]\(bitlib/([\w/]+)\.py\)", (ROOT / "README.md").read_text())
+    assert all(name == file.removesuffix("/__init__").rpartition("/")[2] for name, file in listed)
+    paths = [path.relative_to(ROOT / "bitlib").with_suffix("") for path in (ROOT / "bitlib").rglob("*.py")]
+    empty = {f"{folder}/__init__" for folder in ("files", "formats", "training")}
+    assert {file for _, file in listed} == {str(path) for path in paths} - {"__init__"} - empty
 
 
 def test_each_published_thing_has_its_test():
@@ -77,8 +78,8 @@ def public_functions(body, prefix):
 
 def test_public_functions_have_types_for_mypy_to_check():
     bare = []
-    for path in (ROOT / "bitlib").glob("*.py"):
-        if path.stem in ("pages", "plots"):  # which only notebooks call
+    for path in (ROOT / "bitlib").rglob("*.py"):
+        if path.parent.name == "pages":  # which only notebooks call
             continue
         for name, node in public_functions(ast.parse(path.read_text()).body, path.stem):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -146,3 +147,16 @@ def test_issue_forms_ask_something_and_require_an_answer(path):
     assert form["description"]
     assert all(field["attributes"]["label"] for field in form["body"])
     assert any(field.get("validations", {}).get("required") for field in form["body"])
+
+
+def test_the_drawing_of_the_houses_is_that_of_the_code():
+    drawn = architecture.BLOCK.search(architecture.PAGE.read_text())
+    assert drawn[0] == architecture.drawing(), "python scripts/architecture.py draws it again"
+
+
+def test_what_the_architecture_names_is_there():
+    page = architecture.PAGE.read_text()
+    assert all(
+        (ROOT / path).exists() for path in re.findall(r"`((?:bitlib|scripts|tests|notebooks)/[^`]*)`", page)
+    )
+    assert all((ROOT / "docs" / path).exists() for path in re.findall(r"\]\(([^)]*)\)", page))

@@ -8,8 +8,9 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 import bitlib
-from bitlib import checkpoint, datasets, features, litert, reference, zoo
+from bitlib import checkpoint, datasets, features, reference, zoo
 from bitlib import images as pictures
+from bitlib.formats import litert
 from bitlib.model import BiT
 from tests.conftest import SMALL, random_arrays
 

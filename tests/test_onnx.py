@@ -14,8 +14,8 @@ from packaging.version import Version
 
 import bitlib
 from bitlib import labels, reference, savedmodel
-from bitlib import onnx as writer
 from bitlib.checkpoint import Architecture, CheckpointError
+from bitlib.formats import onnx as writer
 from tests.conftest import SMALL, random_arrays
 
 LEVELS = [level for level in vars(onnxruntime.GraphOptimizationLevel) if level.startswith("ORT_")]

@@ -133,13 +133,13 @@ def test_the_package_imports_only_its_core_and_names_the_extra_of_anything_else(
     # Where a backend is missing, `bitlib.__init__` says so, or `bitlib.inputs.tensorflow`.
     core = {project_name(item) for item in CORE} | {"tensorflow"}
     elsewhere = {
-        "pages.py": {"ipython", "tensorflow-hub"},
+        "__init__.py": {"ipython", "tensorflow-hub"},
         "plots.py": {"ipython"},
-        "progress.py": {"ipython"},
+        "console.py": {"ipython"},
         "ops.py": {"jax"},
         "devices.py": {"jax", "torch"},
     }
-    for path in (ROOT / "bitlib").glob("*.py"):
+    for path in (ROOT / "bitlib").rglob("*.py"):
         source = path.read_text()
         for project in imported(source) - core - elsewhere.get(path.name, set()):
             (extra,) = (

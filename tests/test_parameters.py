@@ -14,7 +14,8 @@ import pytest
 from papermill.cli import _resolve_type
 from PIL import Image
 
-from bitlib import pages, tasks
+from bitlib import pages
+from bitlib.datasets import tasks
 
 PAGES = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import bitlib
-from bitlib import patience, vtab, zoo
+from bitlib import zoo
+from bitlib.pages import patience, vtab
 from scripts import rows
 
 

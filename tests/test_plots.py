@@ -6,9 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from bitlib import checkpoint, hyperrule, plots
+from bitlib import checkpoint, hyperrule
 from bitlib.checkpoint import Architecture
 from bitlib.finetune import History
+from bitlib.pages import plots
 from tests.conftest import SMALL
 
 RNG = np.random.default_rng(0)

@@ -9,18 +9,18 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from PIL import Image
 
-from bitlib import pages, progress, zoo
+from bitlib import console, pages, zoo
 
 
 def test_in_a_terminal_it_is_text(capsys):
-    with progress.bar(3, "step") as bar:
+    with console.bar(3, "step") as bar:
         bar.update(3)
     assert "3/3" in capsys.readouterr().err
 
 
 def test_on_a_page_it_is_html_and_nothing_is_red(capsys):
     InteractiveShell.instance().config.IPKernelApp.quiet = True  # as a kernel's has such a section
-    with capture_output() as captured, progress.bar(3, "step", mininterval=0) as bar:
+    with capture_output() as captured, console.bar(3, "step", mininterval=0) as bar:
         bar.update(2)
         bar.set_postfix(loss="0.5")
     drawn = [output.data["text/html"] for output in captured.outputs]
@@ -31,7 +31,7 @@ def test_on_a_page_it_is_html_and_nothing_is_red(capsys):
 
 
 def test_not_shown_it_draws_nothing(capsys):
-    with progress.bar(3, "step", shown=False) as bar:
+    with console.bar(3, "step", shown=False) as bar:
         bar.update()
     assert capsys.readouterr().err == ""
 

@@ -15,8 +15,9 @@ import tensorflow_hub as hub
 import tf_keras
 
 import bitlib
-from bitlib import checkpoint, modelcard, savedmodel, zoo
+from bitlib import checkpoint, savedmodel, zoo
 from bitlib.checkpoint import CheckpointError
+from bitlib.formats import modelcard
 from bitlib.model import BiT
 
 

@@ -20,11 +20,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import bitlib
-from bitlib import checkpoint, labels, reference, serving, zoo
+from bitlib import checkpoint, labels, reference, zoo
 from bitlib import images as pictures
+from bitlib.formats import graphs
 from bitlib.model import BiT
 
-DOCS = Path(__file__).parent.parent / "docs" / "serving.md"
+DOCS = Path(__file__).parent.parent / "docs" / "graphs.md"
 
 
 def scene(mode="RGB", size=(150, 110), seed=0):
@@ -88,7 +89,7 @@ FILES = {
 class TestDecoding:
     @pytest.mark.parametrize("name", FILES)
     def test_grey_levels_are_those_of_pillow(self, name):
-        ours = serving.decoded(tf.constant(FILES[name])).numpy().astype(int)
+        ours = graphs.decoded(tf.constant(FILES[name])).numpy().astype(int)
         theirs = pictures.read(FILES[name]).astype(int)
         rounded = "alpha" in name or "RGBA" in name or "4x16" in name or "2x16" in name
         assert np.abs(ours - theirs).max() <= (1 if rounded else 0)
@@ -101,9 +102,7 @@ class TestDecoding:
         exif[0x010F] = "a maker of cameras"
         exif[0x0112] = orientation
         content = encoded(scene(), format, exif=exif)
-        levels = serving.turned(
-            serving.decoded(tf.constant(content)), serving.orientation(tf.constant(content))
-        )
+        levels = graphs.turned(graphs.decoded(tf.constant(content)), graphs.orientation(tf.constant(content)))
         np.testing.assert_array_equal(levels, pictures.read(content))
 
     @pytest.mark.parametrize("orientation", range(10))
@@ -120,16 +119,16 @@ class TestDecoding:
             encoded(scene(), "JPEG", exif=exif, xmp=xmp.encode()),
             encoded(scene(), "PNG", exif=exif, pnginfo=text),
         ):
-            found = serving.orientation(tf.constant(content))
-            levels = serving.turned(serving.decoded(tf.constant(content)), found)
+            found = graphs.orientation(tf.constant(content))
+            levels = graphs.turned(graphs.decoded(tf.constant(content)), found)
             np.testing.assert_array_equal(levels, pictures.read(content))
 
     def test_orientation_of_damaged_exif(self):
         """Whatever stands there, it is a number from 1 to 8, and no error."""
         content = encoded(scene(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-        assert serving.orientation(tf.constant(content)) == 1
+        assert graphs.orientation(tf.constant(content)) == 1
         rng = np.random.default_rng(0)
-        find = tf.function(serving.orientation, input_signature=[tf.TensorSpec((), tf.string)])
+        find = tf.function(graphs.orientation, input_signature=[tf.TensorSpec((), tf.string)])
         for size in [*range(40), *([60] * 40)]:
             content = b"\xff\xd8\xff\xe1\0\0Exif\0\0MM\0*\0\0\0\x08" + rng.bytes(size)
             assert 1 <= find(tf.constant(content)) <= 8
@@ -140,7 +139,7 @@ class TestDecoding:
     def test_preprocessing_is_that_of_images(self, short_side, antialias, size):
         card = replace(zoo.card(zoo.BUNDLED), short_side=short_side, antialias=antialias)
         content = encoded(scene(size=size), "PNG")
-        ours = serving.prepare(tf.constant(content), card) / 127.5 - 1
+        ours = graphs.prepare(tf.constant(content), card) / 127.5 - 1
         np.testing.assert_allclose(ours, pictures.batch([content], card)[0], atol=1e-5)
 
 
@@ -282,11 +281,11 @@ class TestNames:
         agree(rows(found), [[("birch", 0.95257), ("ash", 0.52498), ("cedar", 0.11920)]])
 
     def test_a_new_head_without_names_has_numbers(self):
-        assert serving.check(bitlib.load(zoo.BUNDLED, head=3), 5)[1] == ("class 0", "class 1", "class 2")
+        assert graphs.check(bitlib.load(zoo.BUNDLED, head=3), 5)[1] == ("class 0", "class 1", "class 2")
 
     def test_a_published_list_is_taken_from_the_disk_or_asked_for(self, tmp_path, small_npz, monkeypatch):
         monkeypatch.setenv("BITLIB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("bitlib.fetching._download", lambda *a: pytest.fail("downloads"))
+        monkeypatch.setattr("bitlib.files.fetching._download", lambda *a: pytest.fail("downloads"))
         model = bitlib.load(small_npz)
         model.card = replace(model.card, labels="ilsvrc2012")
         with pytest.raises(
@@ -295,7 +294,7 @@ class TestNames:
             bitlib.export(model, tmp_path / "m", serving_bytes=True)
         assert not (tmp_path / "m").exists()
         model.card = replace(model.card, class_names=tuple("abcdefghijk"))
-        assert serving.check(model, 5)[1] == tuple("abcdefghijk")
+        assert graphs.check(model, 5)[1] == tuple("abcdefghijk")
 
         published = BiT((1, 1, 1, 1), 0.5, 1000)
         published.card = zoo.card("R50x1_224")
@@ -304,7 +303,7 @@ class TestNames:
         (tmp_path / "cache" / zoo.CLASS_LISTS["ilsvrc2012"]).write_text("\n".join(words))
         labels.names.cache_clear()
         try:
-            assert serving.check(published, 5)[1][:2] == ("name 0", "name 1")
+            assert graphs.check(published, 5)[1][:2] == ("name 0", "name 1")
         finally:
             labels.names.cache_clear()
 

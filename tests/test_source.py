@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import bitlib
-from bitlib import checkpoint, finetune, hyperrule, labels, savedmodel, writing, zoo
+from bitlib import checkpoint, finetune, hyperrule, labels, savedmodel, zoo
 from bitlib.checkpoint import CheckpointError
+from bitlib.files import writing
 from tests.conftest import SMALL, random_arrays
 
 NAMES = ["ash", "birch", "cedar"]

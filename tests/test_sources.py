@@ -12,7 +12,8 @@ import requests
 from urllib3.util import connection
 
 import bitlib
-from bitlib import checkpoint, fetching, savedmodel, zoo
+from bitlib import checkpoint, savedmodel, zoo
+from bitlib.files import fetching
 from tests.test_download import refused
 
 ADDRESS = "https://storage.googleapis.com/bit_models/"
@@ -237,7 +238,7 @@ class TestWithoutANetwork:
             raise requests.exceptions.SSLError("certificate verify failed: self-signed certificate")
 
         monkeypatch.delenv("BITLIB_OFFLINE")
-        monkeypatch.setattr("bitlib.fetching.PAUSE", 0)
+        monkeypatch.setattr("bitlib.files.fetching.PAUSE", 0)
         monkeypatch.setattr(requests.Session, "get", get)
         with refused("No server was reached: certificate verify failed: self-signed certificate$"):
             checkpoint.fetch("BiT-M-R50x1")

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 import bitlib
-from bitlib import datasets, images, tasks, vtab, zoo
+from bitlib import datasets, images, zoo
+from bitlib.datasets import tasks
+from bitlib.pages import vtab
 
 
 @pytest.mark.parametrize("name", list(tasks.TASKS))

@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import bitlib
-from bitlib import archive, checkpoint, reference
+from bitlib import checkpoint, reference
 from bitlib.checkpoint import CheckpointError
-from bitlib.layout import Architecture, layout
+from bitlib.files import archive
+from bitlib.files.layout import Architecture, layout
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent

@@ -13,8 +13,8 @@ from unittest import mock
 
 import pytest
 
-from bitlib import writing
-from bitlib.writing import replacing
+from bitlib.files import writing
+from bitlib.files.writing import replacing
 
 CALLS = ("mkdir", "open", "close", "rename", "replace", "fsync", "unlink", "rmdir", "scandir")
 ENDINGS = ("file", "exchanged", "two renames")

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from bitlib import checkpoint, images, tasks, zoo
-from bitlib.progress import stderr_aside
-from bitlib.tfdatasets import builder_of
+from bitlib import checkpoint, images, zoo
+from bitlib.console import stderr_aside
+from bitlib.datasets import tasks
+from bitlib.datasets.tfdatasets import builder_of
 
 
 def quiet() -> None:

@@ -17,10 +17,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bitlib import augment, checkpoint, datasets, distill, finetune, hyperrule, images
+from bitlib import checkpoint, datasets, distill, finetune, hyperrule, images
+from bitlib.files.writing import bundled
 from bitlib.model import BiT
-from bitlib.vtab import read_rows
-from bitlib.writing import bundled
+from bitlib.pages.vtab import read_rows
+from bitlib.training import augment
 
 if TYPE_CHECKING:
     from bitlib.checkpoint import Source

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from bitlib.layout import infer
+from bitlib.files.layout import infer
 
 if TYPE_CHECKING:
     from bitlib.finetune import History

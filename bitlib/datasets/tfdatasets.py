@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import requests
 
-from bitlib.fetching import offline
+from bitlib.files.fetching import offline
+from bitlib.files.writing import expanded
 from bitlib.inputs import tensorflow
-from bitlib.writing import expanded
 from bitlib.zoo import BASE_URL
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from bitlib.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
-from bitlib.writing import replacing
+from bitlib.files.layout import HEAD, ROOT, SUFFIXES, Architecture, CheckpointError, check, infer, layout
+from bitlib.files.writing import replacing
 
 _NUMBERED = re.compile(r"\b(standardized_conv2d|group_norm|conv2d)_\d+(?=/)")
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from bitlib import images
+from bitlib.files.writing import expanded, sha256
 from bitlib.inputs import check_flag, described
-from bitlib.writing import expanded, sha256
 
 Labelled = tuple[list[Path], np.ndarray, list[str]]
 

@@ -1,8 +1,8 @@
 """One rule on every task of the small VTAB, beside a linear probe and the same network from scratch.
 
 As VTAB-1k has it (arXiv 1910.04867): up to 1000 examples to learn from, the same settings for every task.
-`bitlib.tasks` has the tasks; `scripts/vtab.py` computes each by every method into `data/small_vtab.csv`.
-"""
+`bitlib.datasets.tasks` has the tasks; `scripts/vtab.py` computes each by every method into
+`data/small_vtab.csv`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ import keras
 import numpy as np
 from scipy import stats
 
-from bitlib import checkpoint, datasets, features, finetune, hyperrule, images, tasks
+from bitlib import checkpoint, datasets, features, finetune, hyperrule, images
+from bitlib.datasets import tasks
+from bitlib.files.writing import bundled
 from bitlib.model import BiT
-from bitlib.writing import bundled
 
 if TYPE_CHECKING:
     from bitlib.checkpoint import Source
     from bitlib.hyperrule import Plan
-    from bitlib.resume import History
+    from bitlib.training.loop import History
 
 NUM_TRAIN, NUM_TEST = 1000, 2000
 """Examples to learn from and to test on, at most."""
@@ -163,7 +164,7 @@ def difference(ours: Sequence[float], others: Sequence[float]) -> tuple[float, f
 
 
 def by_task(results: Sequence[Result], methods: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """Accuracies of every draw, by task and method; tasks in the order of `bitlib.tasks.TASKS`."""
+    """Accuracies of every draw, by task and method; tasks in the order of `bitlib.datasets.tasks.TASKS`."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in tasks.TASKS}
     for method in methods:
         for result in results:

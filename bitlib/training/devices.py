@@ -107,7 +107,7 @@ class Devices:
         accumulate: int = 1,
         clip: float | None = None,
     ) -> Callable:
-        """As `bitlib.loop.train_step`."""
+        """As `bitlib.training.loop.train_step`."""
         import torch
 
         def step(*batch):

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from bitlib.examples import Examples, batched, errors_in_words, mapped, prepare
 from bitlib.hyperrule import Plan
 from bitlib.images import resize
+from bitlib.training.examples import Examples, batched, errors_in_words, mapped, prepare
 
 CACHED_BYTES = 1 << 30
 """Examples whose resized pictures fit into this memory are read once and cached; more are read anew in each
@@ -77,8 +77,8 @@ def training_batches(
     example is left out or seen twice in one.
 
     Args:
-        examples: as `bitlib.examples.prepare` takes and makes them; images may differ in size. Such as
-            do not fit into `CACHED_BYTES` are shuffled as far as that allows: let them come shuffled, too.
+        examples: as `bitlib.training.examples.prepare` takes and makes them; images may differ in size. Such
+            as do not fit into `CACHED_BYTES` are shuffled as far as that allows: let them come shuffled, too.
         plan, seed: as of `bitlib.finetune.fit`.
         num_classes: labels are 0 to `num_classes - 1`.
         start: step to begin with.

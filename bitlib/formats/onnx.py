@@ -16,11 +16,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bitlib import modelcard, reference
+from bitlib import reference
 from bitlib.checkpoint import HEAD, ROOT
+from bitlib.files.writing import replacing
+from bitlib.formats import modelcard
 from bitlib.inputs import FARTHEST, SMALLEST, check_flag, check_input_range
 from bitlib.model import BiT
-from bitlib.writing import replacing
 
 OPSET, IR = 17, 8
 """The versions of operators and file format that are written: old enough for every runtime in use."""
@@ -53,7 +54,7 @@ def write(
     Returns:
         The path. The file's input is `inputs`, `[N, height, width, 3]`, height and width at least 32; its
         output `logits`, float32 `[N, classes]`, or `features` `[N, C]` for a model without a head. Its
-        metadata hold what `bitlib.modelcard.metadata` says, class names as JSON among them.
+        metadata hold what `bitlib.formats.modelcard.metadata` says, class names as JSON among them.
 
     Raises: ImportError, if the package `onnx` is missing; ValueError, if an argument is none of these, or
         `input_range` is (0, 1) with `uint8`; IsADirectoryError, if `path` is a folder.
@@ -173,7 +174,7 @@ def _network(graph: _Graph) -> Any:
 
 def _zero_or_nan(graph: _Graph) -> str:
     """0 for each image, `[N, 1, 1, 1]`, or NaN if a pixel is NaN or infinite, which pools and ReLUs lose,
-    or if `bitlib.graphs.checked` refuses it: an ONNX graph has no errors of its own."""
+    or if `bitlib.formats.graphs.checked` refuses it: an ONNX graph has no errors of its own."""
     mean = graph.node("ReduceMean", ["images"], "images/mean", axes=[1, 2, 3], keepdims=1)
     side = graph.node("Shape", ["images"], "images/size", start=2)
     side = graph.node("ReduceMin", [side], "images/side", keepdims=1)

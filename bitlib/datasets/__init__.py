@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitlib import folders, images, tasks
-from bitlib.folders import folder, table
+from bitlib import images
+from bitlib.datasets import folders, tasks
+from bitlib.datasets.folders import folder, table
 
 # isort: off
-from bitlib.tasks import (  # the old address of some of these
+from bitlib.datasets.tasks import (  # the old address of some of these
     GLYPH_SIZE, TRAINING_FONTS, UNSEEN_STYLES, UNSEEN_TYPEFACES, font_characters, font_path, glyph_classes,
     glyph_masks, glyph_pictures, glyphs_by_class, render_glyph,
 )  # fmt: skip
 
 # isort: on
+from bitlib.datasets.tfdatasets import builder_of, stream, tfds
 from bitlib.inputs import array, check_whole, tensorflow
-from bitlib.tfdatasets import builder_of, stream, tfds
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -35,7 +36,7 @@ Part = tuple[Sequence, np.ndarray]
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """The pictures uint8 `[1797, 64, 64]` and labels int64 `[1797]` of `bitlib.tasks.digits`."""
+    """The pictures uint8 `[1797, 64, 64]` and labels int64 `[1797]` of `bitlib.datasets.tasks.digits`."""
     return tasks.digits()[:2]
 
 
@@ -51,10 +52,10 @@ def labelled(
     """A labelled set by any name.
 
     Args:
-        name: one of `bitlib.tasks.TASKS` (`digits`, `mnist`, `counting`, …), which installed packages carry;
-            `glyphs`; what `folder` or `table` takes; or a name of TFDS, with `/config` and `:version` if
-            wanted. A folder of the name of a built-in set is meant by `./name`; where a name is TFDS' too,
-            `data_dir` or a version (`mnist:3.0.1`) asks for TFDS.
+        name: one of `bitlib.datasets.tasks.TASKS` (`digits`, `mnist`, `counting`, …), which installed
+            packages carry; `glyphs`; what `folder` or `table` takes; or a name of TFDS, with `/config` and
+            `:version` if wanted. A folder of the name of a built-in set is meant by `./name`; where a name is
+            TFDS' too, `data_dir` or a version (`mnist:3.0.1`) asks for TFDS.
         data_dir: of TFDS, as `tfds` takes it; of a table, its `root`.
         columns: as `table` takes them.
 
@@ -87,8 +88,8 @@ def splits(
     """Pictures to learn from and to test on: the splits of a data set where it has its own, else drawn.
 
     A data set of TFDS has its own if it has `train` and `test` (or `validation`); a folder, if it has
-    subfolders that are called so (`bitlib.folders.SPLITS`: `Train`, `val`, `seg_train`, …); a table, if it
-    has a column of them. Of three, the test split is tested on, and the validation split is not used.
+    subfolders that are called so (`bitlib.datasets.folders.SPLITS`: `Train`, `val`, `seg_train`, …); a table,
+    if it has a column of them. Of three, the test split is tested on, and the validation split is not used.
 
     Args:
         name, data_dir, columns: as of `labelled`.

@@ -33,9 +33,9 @@ from filelock import FileLock
 from requests.exceptions import ConnectTimeout, InvalidURL, ProxyError, SSLError
 from urllib3.exceptions import NewConnectionError
 
-from bitlib.layout import BASE_URL, BUNDLED
-from bitlib.progress import bar
-from bitlib.writing import expanded, verify, write_note
+from bitlib.console import bar
+from bitlib.files.layout import BASE_URL, BUNDLED
+from bitlib.files.writing import expanded, verify, write_note
 
 ATTEMPTS = 5  # tries in a row that bring no byte that had not come before, then a download is given up
 FIRST_ATTEMPTS = 2  # the same where no server has been reached yet

@@ -19,11 +19,11 @@ from numpy.typing import ArrayLike
 
 from bitlib import ops
 from bitlib.checkpoint import check_model
-from bitlib.graphs import INPUTS, function, scaled, without_log
+from bitlib.console import stderr_aside
+from bitlib.files.writing import expanded, replacing
+from bitlib.formats.graphs import INPUTS, function, scaled, without_log
 from bitlib.inputs import FARTHEST, SMALLEST, array, check_images, check_input_range
 from bitlib.model import BiT
-from bitlib.progress import stderr_aside
-from bitlib.writing import expanded, replacing
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 

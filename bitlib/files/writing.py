@@ -30,7 +30,7 @@ _PREVIOUS = "previous"
 
 def bundled(file: str) -> Path:
     """A file of `data/`, which is in the installed package, and beside it in a checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     for folder in (here / "data", here.parent / "data"):
         if (folder / file).is_file():
             return folder / file

@@ -1,0 +1,1 @@
+"""Bytes: written whole, named, read, fetched."""
