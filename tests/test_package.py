@@ -194,7 +194,7 @@ def test_installing_the_wheel_alone_brings_its_core_only(wheel):
         metadata = archive.read(name).decode()
     required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.M)
     assert {project_name(item) for item in required if "extra ==" not in item} == {
-        "filelock", "google-crc32c", "keras", "matplotlib", "numpy", "pillow", "pooch", "requests",
+        "filelock", "google-crc32c", "keras", "matplotlib", "numpy", "pillow", "platformdirs", "requests",
         "scikit-learn", "scipy", "threadpoolctl", "tqdm", "urllib3",
     }  # fmt: skip
     extras = re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)

@@ -67,9 +67,9 @@ def cache_folder() -> Path:
         raise ValueError(f"BITLIB_CACHE: expected a folder, received {folder!r}")
     if folder:
         return expanded(folder, "BITLIB_CACHE")
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache("bitlib"))
+    return platformdirs.user_cache_path("bitlib", appauthor=False)
 
 
 def offline() -> bool:
