@@ -24,7 +24,7 @@ from PIL import Image
 import bitlib
 from bitlib import datasets, features, images, labels
 from bitlib.checkpoint import HEAD
-from bitlib.layout import BUNDLED
+from bitlib.files.layout import BUNDLED
 from bitlib.model import BiT
 
 ROOT = Path(__file__).parent.parent

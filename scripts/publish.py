@@ -89,6 +89,7 @@ def main():
     for path in sorted(options.pages.resolve().glob("*.ipynb")):
         nbformat.write(published(path, repository, options.branch), folder / path.name)
     readme = linked((ROOT / "README.md").read_text(), "", repository, options.branch)
+    readme = readme.replace("https://github.com/OWNER/NAME", repository)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         opens = badges(repository, options.branch, f"notebooks/{path.name}")
         address = f"({repository}/blob/{options.branch}/notebooks/{path.name}) |"

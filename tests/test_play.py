@@ -13,7 +13,7 @@ from PIL import Image
 
 import bitlib
 from bitlib import datasets, features, images, labels
-from bitlib.layout import BUNDLED
+from bitlib.files.layout import BUNDLED
 from scripts import play
 from tests.test_browser import SHOTS, browser, needs_chromium, written  # noqa: F401
 
