@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+import play
 
 from bitlib import writing
 
@@ -81,6 +82,17 @@ def reference(source: Path) -> None:
     )
 
 
+def can_play(source: Path) -> bool:
+    """Put the page that one draws on there, with what it loads; where that cannot be had, say why."""
+    try:
+        play.build(source / "extra" / "play")
+    except play.Missing as missing:
+        print(f"the page that one draws on is left out: {missing}", file=sys.stderr)
+        return False
+    shutil.copy(ROOT / "docs" / "site" / "play.md", source)
+    return True
+
+
 def assemble(source: Path) -> None:
     """Everything that Sphinx reads, in one folder; files lie as in the repository, so links hold."""
     for folder in ("notebooks", "data", "docs"):
@@ -94,7 +106,10 @@ def assemble(source: Path) -> None:
         shutil.copy(ROOT / file, source / file)
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         nbformat.write(readable(nbformat.read(path, 4)), source / "notebooks" / path.name)
+    (source / "extra").mkdir()
     index = (ROOT / "docs" / "site" / "index.md").read_text().replace("../overview.png", "docs/overview.png")
+    if not can_play(source):
+        index = re.sub(r"^(play|- \*\*To play.*)\n", "", index, flags=re.M)
     (source / "index.md").write_text(index.replace("GALLERY", gallery(source)))
     reference(source)
 

@@ -8,7 +8,8 @@ project_copyright = author
 version = release = bitlib.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_design"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "extra"]
+html_extra_path = ["extra"]  # copied as it is: what the drawing page loads
 default_role = "literal"  # docstrings mark code with single backticks
 
 nb_execution_mode = "off"  # the stored outputs are the ones that tests compare
