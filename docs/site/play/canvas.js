@@ -30,7 +30,8 @@ export function paper(canvas, strokeWidth, changed) {
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!last) return;
-    for (const part of event.getCoalescedEvents?.() ?? [event]) {
+    const parts = event.getCoalescedEvents?.() ?? [];
+    for (const part of parts.length ? parts : [event]) {
       const next = place(part);
       stroke(last, next);
       last = next;

@@ -13,5 +13,5 @@
   say("Loading the network …");
   import("./main.js")
     .then((page) => page.start())
-    .catch((error) => say(`The page could not start: ${error.message}. Is its folder complete? Reload to try again.`));
+    .catch((error) => say(`The page could not start: a file of its folder “play” is missing or damaged (${error.message}).`));
 })();
