@@ -127,6 +127,8 @@ LOOKED_AT = [
     *(f"notebooks/{page.stem}" for page in PAGES),
     "README",
     "docs/teaching",
+    "docs/formats",
+    "docs/own_pictures",
     "api/finetune",
 ]
 

@@ -131,9 +131,15 @@ def test_python_runs(path, place, trees, monkeypatch):
         exec(compile(code, path, "exec"), names)
 
 
+def test_a_table_of_pictures_does_as_well_as_a_folder(place):
+    (folder, *_), (table, *_) = (bitlib.datasets.splits(name) for name in ("my_classes", "my_pictures.csv"))
+    assert [Path(path).resolve() for path in folder[0]] == [Path(path).resolve() for path in table[0]]
+    np.testing.assert_array_equal(folder[1], table[1])
+
+
 LONG = [
     (r"\bmake (?!student\b)", "make --dry-run "),
-    (r"\bmake student\b", "make BIN=bin --old-file=.venv/installed student"),
+    (r"\bmake student\b", "make BIN=$(dirname $(which python)) --old-file=.venv/installed student"),
     (r"\bpapermill ", "papermill --prepare-only "),  # tests/test_pages.py runs what it prepares
     (r"\bjupyter lab\b.*", "jupyter lab --version"),
     (r"\b(scripts/reproduce\.py BiT-M\S+) cifar10", r"\1 --help"),
@@ -141,24 +147,18 @@ LONG = [
     (r"\bbenchmarks/(\w+\.py)\b.*", r"-m py_compile benchmarks/\1"),
     (r"^.*\b(pip|conda|tensorflow_model_server|curl|git diff)\b.*$", ":"),
     (r"\bpython3\.12 -m venv bit\b", "mkdir bit"),
-    (r"\bbit/bin/(?=jupyter)|\.venv/bin/(?=python)", ""),
+    (r"\bbit/bin/(?=jupyter|papermill)|\.venv/bin/(?=python)", ""),
 ]
 """Commands that take too long, or need what is not here, and what is run instead."""
 
 
 @pytest.fixture
 def clone(place, monkeypatch):
-    """The place, with the files of the repository in it, and our Python as `python`."""
+    """The place, with the files of the repository in it; the programs beside our Python come first."""
     for entry in ROOT.iterdir():
         if entry.name not in (".git", ".venv", "build", "student"):
             (shutil.copytree if entry.is_dir() else shutil.copy)(entry, place / entry.name)
-    (place / "bin").mkdir()
-    for name in ("python", "papermill", "jupyter"):
-        script = place / "bin" / name
-        module = {"python": "", "papermill": "-m papermill", "jupyter": "-m jupyter"}[name]
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} {module} "$@"\n')
-        script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return place
 
