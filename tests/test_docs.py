@@ -1,5 +1,7 @@
 """The README and the guides: links lead somewhere, and what can be copied runs in a clean folder."""
 
+import base64
+import json
 import os
 import re
 import shutil
@@ -145,7 +147,7 @@ LONG = [
     (r"\b(scripts/reproduce\.py BiT-M\S+) cifar10", r"\1 --help"),
     (r"\bscripts/run_pages\.py\b.*", "-m py_compile scripts/run_pages.py"),
     (r"\bbenchmarks/(\w+\.py)\b.*", r"-m py_compile benchmarks/\1"),
-    (r"^.*\b(pip|conda|tensorflow_model_server|curl|git diff)\b.*$", ":"),
+    (r"^.*\b(pip|conda|tensorflow_model_server|curl|git diff)\b(?:.*\\\n)*.*$", ":"),
     (r"\bpython3\.12 -m venv bit\b", "mkdir bit"),
     (r"\bbit/bin/(?=jupyter|papermill)|\.venv/bin/(?=python)", ""),
 ]
@@ -174,6 +176,9 @@ def test_commands_run(path, clone):
         )
         assert done.returncode == 0, f"{code.strip()}\n{done.stderr[-3000:]}"
         assert "unknown parameter" not in done.stderr
+    if path.name == "own_pictures.md":
+        (instance,) = json.loads((clone / "request.json").read_text())["instances"]
+        assert base64.b64decode(instance["b64"]) == (clone / "photo.jpg").read_bytes()
 
 
 @pytest.mark.parametrize("path", with_blocks("bash", "bat"))
