@@ -25,7 +25,7 @@ from bitlib import images as pictures
 from bitlib.formats import graphs
 from bitlib.model import BiT
 
-DOCS = Path(__file__).parent.parent / "docs" / "graphs.md"
+DOCS = Path(__file__).parent.parent / "docs" / "serving.md"
 
 
 def scene(mode="RGB", size=(150, 110), seed=0):
