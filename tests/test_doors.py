@@ -165,6 +165,7 @@ def test_a_graph_of_wrong_images_cannot_be_made(model):
         model(keras.Input((40, 40, 3), dtype="uint8"))
 
 
+@pytest.mark.slow
 class TestExports:
     """Files of every format: NaN for NaN; of a wrong shape an error, never the end of the process."""
 
@@ -305,6 +306,7 @@ class TestWaysOut:
             bitlib.export(model, tmp_path / name if name and isinstance(name, str) else name, **options)
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_a_suffix_chooses_the_format(self, model, tmp_path):
         for name in ("m.onnx", "M.TFLITE"):
             assert bitlib.export(model, tmp_path / name).is_file()
@@ -390,6 +392,7 @@ class TestKnowledge:
         with pytest.raises(ValueError, match=r"^path: expected a file ending in \.npz or \.safetensors"):
             checkpoint.save(known, tmp_path / name)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".keras"])
     @pytest.mark.parametrize("way", ["itself", *WAYS])
     def test_survives_files(self, known, tmp_path, suffix, way):
@@ -402,6 +405,7 @@ class TestKnowledge:
         assert (new.card.resolution, new.card.class_names) == (40, None)
         np.testing.assert_array_equal(new.arrays[checkpoint.ROOT], again.arrays[checkpoint.ROOT])
 
+    @pytest.mark.slow
     def test_keras_reads_its_files_after_import_bitlib_alone(self, known, tmp_path):
         known.save(tmp_path / "m.keras")
         code = (
@@ -428,6 +432,7 @@ class TestKnowledge:
             bitlib.load(path, dtype=dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"), [("image_data_format", "channels_first"), ("floatx", "float16"), ("floatx", "float64")]
 )

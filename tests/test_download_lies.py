@@ -97,6 +97,7 @@ class TestEnds:
             checkpoint.fetch("R50x1_224")
         assert len(server.requests) == 20
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "drip",
         [
@@ -123,6 +124,7 @@ class TestEnds:
                 thread.join(5)
             assert not any(thread.is_alive() for thread in reads_on)
 
+    @pytest.mark.slow
     def test_a_slow_but_honest_line(self, server, monkeypatch):
         content = server.files[FILE] = an_archive(size=20_000)
         monkeypatch.setenv("BITLIB_TIMEOUT", "0.5")

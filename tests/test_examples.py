@@ -550,6 +550,7 @@ print(refused)
 """
 
 
+@pytest.mark.slow
 def test_the_process_does_not_abort():
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     root = Path(__file__).parent.parent

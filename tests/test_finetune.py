@@ -403,6 +403,7 @@ class TestResume:
         with pytest.raises(ValueError, match=f"^checkpoints: .*{message}"):
             finetune.fit(model, examples, a_plan(**changes), verbose=0, checkpoints=tmp_path, **arguments)
 
+    @pytest.mark.slow
     def test_other_examples_or_weights_are_told(self, small_npz, examples, tmp_path):
         images, labels = examples
         model = bitlib.load(small_npz, head=3)

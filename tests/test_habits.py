@@ -118,6 +118,7 @@ class TestLooking:
             name: v.shape for name, v in model.arrays.items()
         }
 
+    @pytest.mark.slow
     def test_pyramid_of_feature_maps(self, model):
         names = ["root_block", "block1_unit01", "block2_unit02", "block3_unit01", "block4_unit01"]
         pyramid = keras.Model(model.input, [model.get_layer(name).output for name in names])
@@ -163,6 +164,7 @@ class TestBuilding:
         trained = {v.path.split("/")[0] for v in backbone.trainable_variables}
         assert trained == {"block4_unit01", "group_norm"}
 
+    @pytest.mark.slow
     def test_frozen_weights_stay_as_they_are(self, backbone):
         backbone.trainable = False
         model = keras.Sequential([backbone, keras.layers.Dense(3)])
@@ -179,6 +181,7 @@ class TestTraining:
         model.compile(keras.optimizers.SGD(rate), loss, metrics=["accuracy"], **kwargs)
         return model
 
+    @pytest.mark.slow
     def test_fit_evaluate_predict(self, tmp_path):
         model = self.compiled(filled())
         model.head.convolution.kernel.assign(numpy(model.head.convolution.kernel) * 0)
@@ -210,6 +213,7 @@ class TestTraining:
             min(history["val_loss"]), rel=1e-4
         )
 
+    @pytest.mark.slow
     @pytest.mark.skipif(BACKEND == "torch", reason="Keras' jit_compile of PyTorch starts a compiler of C++")
     def test_jit_compile(self):
         model, plain = (self.compiled(filled(), jit_compile=jit) for jit in (True, False))
@@ -217,11 +221,13 @@ class TestTraining:
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
         assert_close(model(PICTURES), plain(PICTURES), 1e-4)
 
+    @pytest.mark.slow
     def test_run_eagerly(self):
         model, plain = (self.compiled(filled(), run_eagerly=eager) for eager in (True, False))
         losses = [each.train_on_batch(PICTURES, LABELS)[0] for each in (model, plain)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
     def test_mixed_precision(self, policy):
         model, full = self.compiled(filled(dtype=policy), 1e-6), filled()
@@ -249,6 +255,7 @@ class TestKeeping:
         clone.set_weights(model.get_weights())
         assert_close(clone(PICTURES), expected)
 
+    @pytest.mark.slow
     def test_keras_file(self, model, expected, tmp_path):
         model.card = bitlib.zoo.own_card("mine")
         model.save(tmp_path / "m.keras")
@@ -272,6 +279,7 @@ class TestKeeping:
         for name, variable in again.arrays.items():
             np.testing.assert_array_equal(numpy(variable), numpy(model.arrays[name]))
 
+    @pytest.mark.slow
     def test_keras_own_export(self, model, expected, tmp_path):
         """Keras writes a SavedModel by TensorFlow, a `.pt2` by PyTorch; on JAX it says what it needs."""
         if BACKEND == "tensorflow":
@@ -298,6 +306,7 @@ class TestKeeping:
 
 
 class TestBitlib:
+    @pytest.mark.slow
     def test_features_and_what_is_made_of_them(self, model):
         vectors = features.extract(model, PICTURES)
         assert_close(vectors, reference.forward(random_arrays(SMALL), PICTURES, head=False))
@@ -308,6 +317,7 @@ class TestBitlib:
         np.testing.assert_allclose(similarities, 1, atol=1e-6)
         assert features.shrink(PICTURES).shape == (4, 64)
 
+    @pytest.mark.slow
     def test_a_picture_gets_a_name(self, tmp_path):
         model = bitlib.load("BiT-XS-R14x0.5")
         pictures, labels, names = bitlib.datasets.glyphs_by_class()
@@ -389,6 +399,7 @@ class TestExactness:
         assert_close(model.predict(pictures, verbose=0), reference.forward(arrays, pictures), 1e-5)
         assert reference.disagreement(model, arrays) < 1e-5
 
+    @pytest.mark.slow
     def test_gradients(self):
         """Along a random direction in each array, of a sum of squares: as differences in float64 have it.
 
@@ -435,6 +446,7 @@ def python(code, folder, **environment):
 LOAD = "import bitlib; model = bitlib.load('BiT-XS-R14x0.5'); print(model.dtype_policy.name)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [{"image_data_format": "channels_first"}, {"floatx": "float16"}, {"floatx": "float64"}],
@@ -457,6 +469,7 @@ def test_a_backend_that_is_not_installed_is_named(tmp_path, missing):
     assert words.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_no_other_backend_is_imported(tmp_path):
     code = f"{LOAD}; import sys; print(sorted({{'tensorflow', 'jax', 'torch'}} & set(sys.modules)))"
     found = python(code, tmp_path).splitlines()[-1]

@@ -38,6 +38,7 @@ def test_layout_has_the_published_number_of_parameters(depth, width):
         assert sum(int(np.prod(shape)) for shape in shapes.values()) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "width"), [(14, 0.5), (14, 4), (50, 1), (50, 2), (101, 1)])
 @pytest.mark.parametrize("classes", [7, None])
 def test_paths_and_shapes_are_those_of_the_arrays(depth, width, classes):

@@ -87,6 +87,7 @@ def exported_case(name, tmp_path, **options):
     return path, [reference.forward(arrays, batch, head=has_head) for batch in images]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_runtime_agrees_with_the_reference(name, tmp_path):
     path, expected = exported_case(name, tmp_path)
@@ -97,6 +98,7 @@ def test_every_runtime_agrees_with_the_reference(name, tmp_path):
     assert max(errors.values()) < 1e-5, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_files_for_one_shape_agree_with_the_reference(name, tmp_path):
     batch = CASES[name][1][-1]
@@ -303,6 +305,7 @@ class TestWriting:
             left = {file.name: file.read_bytes() for file in (tmp_path / folder).iterdir()}
             assert left == expected
 
+    @pytest.mark.slow
     def test_weights_too_large_for_one_file(self, model, tmp_path, monkeypatch):
         monkeypatch.setattr(writer, "LARGEST", 4 * model.count_params() - 1)
         path = tmp_path / "big" / "m.onnx"

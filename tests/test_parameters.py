@@ -334,6 +334,7 @@ class TestPages:
         )  # installation, parameters, those of papermill, reading, looking up
 
 
+@pytest.mark.slow
 def test_nothing_slow_is_imported_first(tmp_path):
     """TensorFlow takes seconds, during which nobody knows of a mistake."""
     code = [f"exec({chr(10).join(first_cells(path)[1:])!r}, page := {{}})" for path in PAGES]

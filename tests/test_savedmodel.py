@@ -47,6 +47,7 @@ def close(result, expected):
     np.testing.assert_allclose(result, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_tf_saved_model(case):
     path, output, fed, expected = case
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
@@ -248,6 +249,7 @@ class TestWriting:
                 bitlib.export(model, path)
         assert (tmp_path / "thesis" / "chapter1.tex").exists()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "entry",
         ["notes.txt", "variables/mine", "assets/vocab.txt", "src/", "README.md", "variables/variables.csv"],
@@ -351,6 +353,7 @@ class TestModelCard:
     def card(self, folder):
         return (folder / "README.md").read_text("utf-8")
 
+    @pytest.mark.slow
     def test_of_a_published_model(self, published, small_npz, tmp_path):
         told = self.card(bitlib.port("google/bit/m-r50x1/imagenet21k_classification/1", tmp_path / "x"))
         digest = hashlib.sha256(small_npz.read_bytes()).hexdigest()
@@ -366,6 +369,7 @@ class TestModelCard:
         ):
             assert part in told
 
+    @pytest.mark.slow
     def test_of_features_of_a_file_of_ones_own(self, small_npz, tmp_path):
         told = self.card(bitlib.port(small_npz, tmp_path / "x", head=None))
         assert "`features`, float32 `[N, 1024]`.\n" in told
@@ -381,6 +385,7 @@ class TestModelCard:
         assert "for inference only" in told
         assert "trainable=True" not in told
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("way", ["fit", "head alone", "clone", "config", "assign"])
     def test_of_weights_that_are_no_longer_those_of_the_file(self, published, way, images):
         model = bitlib.load("BiT-M-R50x1")

@@ -12,6 +12,7 @@ from bitlib.datasets import tasks
 from bitlib.pages import vtab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(tasks.TASKS))
 def test_every_task_is_a_labelled_set(name):
     pictures, labels, names = datasets.labelled(name)
