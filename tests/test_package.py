@@ -156,7 +156,7 @@ def test_pages_import_only_what_their_extra_brings():
 
 
 def test_scripts_and_tests_import_only_what_is_declared():
-    declared = {project_name(item) for item in brought_by("test", "torch")} | {
+    declared = {project_name(item) for item in brought_by("test", "teach", "torch")} | {
         "grimp"
     }  # import-linter is made on it
     files = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "tests").glob("*.py"), ROOT / "conftest.py"]
