@@ -94,7 +94,8 @@ def export(
     directory = expanded(directory, "directory")
     format = _check(directory, input_range, freeze, jit_compile, format, options)
     if format != "tf_saved_model":
-        return importlib.import_module(f"bitlib.formats.{format}").write(model, directory, input_range, **options)
+        writer = importlib.import_module(f"bitlib.formats.{format}")
+        return writer.write(model, directory, input_range, **options)
     return _write(model, directory, input_range, freeze, jit_compile, **options)
 
 
