@@ -13,8 +13,8 @@ from run import gflop, one_process
 POINT = """
 import statistics, sys, time
 import tensorflow as tf
-from bitlib.formats import graphs
 from bitlib import ops
+from bitlib.formats import graphs
 from bitlib.model import BiT
 from bitlib.zoo import UNITS
 

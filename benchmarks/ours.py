@@ -7,31 +7,21 @@ from functools import cache, partial
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import anywhere
 import engines
 import keras
-import numpy as np
 import tensorflow as tf
+from anywhere import model, training
 from protocol import serve
 
-from bitlib import datasets, features, finetune, hyperrule, ops, savedmodel
+from bitlib import datasets, features, ops, savedmodel
 from bitlib.formats import graphs
-from bitlib.model import BiT
-from bitlib.training import loop
-from bitlib.training.devices import devices_of
-from bitlib.zoo import units_and_width
-
-
-@cache
-def model(architecture: str, num_classes: int | None = 1000, dtype: str = "float32") -> BiT:
-    """A network of the published shape with random weights."""
-    keras.utils.set_random_seed(0)
-    return BiT(*units_and_width(architecture), num_classes, dtype=dtype)
 
 
 @cache
 def images(batch: int, size: int):
     """A batch of noise."""
-    return tf.constant(np.random.default_rng(0).uniform(-1, 1, (batch, size, size, 3)), tf.float32)
+    return tf.constant(anywhere.images(batch, size))
 
 
 @cache
@@ -87,19 +77,6 @@ def inference(architecture: str, batch: int, size: int, variant: str):
     }
     function = made[variant](architecture)
     return lambda: tf.nest.flatten(function(images(batch, size)))[0].numpy()
-
-
-def training(architecture: str, batch: int, size: int, variant: str):
-    """One step of SGD with momentum."""
-    net = model(architecture, dtype="mixed_bfloat16" if variant == "bfloat16" else "float32")
-    settings = {"batch_size": batch, "steps": 10**6, "resize": size, "crop": size}
-    plan = hyperrule.plan(100, size, base_lr=1e-6, **settings)
-    optimizer = finetune._optimizer(net, plan)
-    optimizer.build(net.trainable_variables)
-    loss_of = finetune._loss_of(net, plan, jit_compile=variant == "compiled")
-    step = loop.train_step(loss_of, optimizer, net.trainable_variables, devices_of(net, batch), [net])
-    labels = tf.one_hot(np.arange(batch) % 1000, 1000)
-    return lambda: float(step(images(batch, size), labels))
 
 
 def jpegs(architecture: str, folder: str, size: int, variant: str):

@@ -114,11 +114,13 @@ class Workers(dict):
     def of(self, name: str, ours: bool) -> Worker:
         """The process of a variant. Engines have their own: their threads, which wait for work for a while
         before they sleep, would keep a core from those of TensorFlow and PyTorch."""
-        key = ours, name if name in OUR_BACKENDS else name.split()[-1] in OUR_ENGINES
-        if key not in self and name in OUR_BACKENDS:
-            self[key] = Worker(PEERS_PYTHON, "anywhere.py", name)
-        elif key not in self:
-            self[key] = Worker(sys.executable, "ours.py") if ours else Worker(PEERS_PYTHON, "peers.py")
+        if name in OUR_BACKENDS:
+            side = PEERS_PYTHON, "anywhere.py", name
+        else:
+            side = (sys.executable, "ours.py") if ours else (PEERS_PYTHON, "peers.py")
+        key = *side, name.split()[-1] in OUR_ENGINES
+        if key not in self:
+            self[key] = Worker(*side)
         return self[key]
 
     def stop(self) -> None:
@@ -244,12 +246,13 @@ def loading(architecture: str) -> dict:
     return {"name": f"porting {architecture}", "seconds and GB": medians}
 
 
-def timed(command: list[str], rounds: int = 3) -> float:
-    """Seconds that a command takes, the median of some rounds."""
+def timed(command: list[str], rounds: int = 3, backend: str = "tensorflow") -> float:
+    """Seconds that a command takes with Keras on a backend, the median of some rounds."""
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        environment = os.environ | {"KERAS_BACKEND": backend}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
@@ -286,9 +289,8 @@ def processes() -> dict:
     for backend in ("tensorflow", *OUR_BACKENDS):
         python = sys.executable if backend == "tensorflow" else PEERS_PYTHON
         if Path(python).exists():
-            os.environ["KERAS_BACKEND"] = backend
-            found[f"from start to the first name, {backend}"] = timed([str(python), "-c", FIRST_NAME])
-    os.environ.pop("KERAS_BACKEND", None)
+            command = [str(python), "-c", FIRST_NAME]
+            found[f"from start to the first name, {backend}"] = timed(command, backend=backend)
     for page in sorted((ROOT / "notebooks").glob("*.ipynb")):
         command = [sys.executable, "-m", "papermill", page, WORK / page.name, "--cwd", WORK]
         found[f"page {page.stem[:2]}"] = timed([str(part) for part in command], rounds=1)

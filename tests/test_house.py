@@ -18,11 +18,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_picture_of_the_layers_is_the_contract_that_the_lint_checks():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (contract,) = settings["contracts"]
     picture = re.search(r"```text\n(pages .*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
     drawn = [re.split(r"\s{2,}", line)[0].split(" · ") for line in picture.splitlines()]
-    assert drawn == [layer.split(" | ") for layer in contract["layers"]]
+    assert drawn == architecture.layers()
 
 
 def test_places_that_the_guide_points_to_exist():

@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from types import ModuleType
+import re
 
 import pytest
 
@@ -70,16 +70,12 @@ zoo.table(*words)
 
 def shown(function):
     """Its arguments and their defaults, without annotations."""
-    arguments = []
-    for argument in inspect.signature(function).parameters.values():
-        default = argument.default
-        if isinstance(default, ModuleType):
-            argument = argument.replace(default=inspect.Parameter.empty)
-        plain = str(argument.replace(annotation=inspect.Parameter.empty))
-        arguments.append(f"{plain}={default.__name__}" if isinstance(default, ModuleType) else plain)
-        if argument.kind is argument.KEYWORD_ONLY and not any(each.startswith("*") for each in arguments):
-            arguments.insert(-1, "*")
-    return f"({', '.join(arguments)})"
+    signature = inspect.signature(function)
+    plain = [
+        argument.replace(annotation=inspect.Parameter.empty) for argument in signature.parameters.values()
+    ]
+    bare = str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+    return re.sub(r"<module '(\w+)'[^>]*>", r"\1", bare)
 
 
 @pytest.mark.parametrize("line", SURFACE.split("\n")[1:-1])

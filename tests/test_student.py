@@ -29,6 +29,16 @@ def nbgrader(folder, *words):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def generate(folder, pages):
+    """nbgrader's assignment `bit` of some pages."""
+    source = folder / "source" / "bit"
+    source.mkdir(parents=True)
+    for page in pages:
+        (source / page.name).write_bytes(page.read_bytes())
+    (folder / "nbgrader_config.py").write_text(STUB)
+    nbgrader(folder, "generate_assignment", "bit", "--create")
+
+
 def cells(path, tag):
     return [cell for cell in nbformat.read(path, 4).cells if tag in cell.metadata.get("tags", [])]
 
@@ -104,12 +114,7 @@ def test_what_a_learner_filled_in_is_not_overwritten(tmp_path):
 @pytest.mark.slow
 def test_nbgrader_makes_the_same(tmp_path, student):
     pytest.importorskip("nbgrader", reason="nbgrader is not installed; pip install 'bitlib[teach]' brings it")
-    source = tmp_path / "source" / "bit"
-    source.mkdir(parents=True)
-    for page in PAGES:
-        (source / page.name).write_bytes(page.read_bytes())
-    (tmp_path / "nbgrader_config.py").write_text(STUB)
-    nbgrader(tmp_path, "generate_assignment", "bit", "--create")
+    generate(tmp_path, PAGES)
     for page in PAGES:
         theirs = nbformat.read(tmp_path / "release" / "bit" / page.name, 4).cells
         ours = nbformat.read(student / page.name, 4).cells
@@ -127,12 +132,8 @@ def test_nbgrader_marks_what_learners_hand_in(tmp_path):
     pytest.importorskip("nbgrader", reason="nbgrader is not installed; pip install 'bitlib[teach]' brings it")
     from nbgrader.api import Gradebook
 
-    source = tmp_path / "source" / "bit"
-    source.mkdir(parents=True)
     page = PAGES[0]
-    (source / page.name).write_bytes(page.read_bytes())
-    (tmp_path / "nbgrader_config.py").write_text(STUB)
-    nbgrader(tmp_path, "generate_assignment", "bit", "--create")
+    generate(tmp_path, [page])
     (answer,) = cells(page, "solution")
     handed_in = {
         "right": re.search(r"### BEGIN SOLUTION\n(.*?)### END", answer.source, re.S)[1],

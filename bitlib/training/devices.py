@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -79,6 +79,17 @@ def _placed(values: np.ndarray, whole: bool = True) -> Any:
     return jax.make_array_from_process_local_data(layout.backend_layout, values)
 
 
+class Training(NamedTuple):
+    """What a step computes: the arguments of `bitlib.training.loop.train_step`."""
+
+    loss_of: Callable
+    optimizer: keras.optimizers.Optimizer
+    variables: Sequence[keras.Variable]
+    models: Sequence[keras.Model]
+    accumulate: int
+    clip: float | None
+
+
 class Devices:
     """What a training computes on; this one is PyTorch's, on one device.
 
@@ -98,17 +109,11 @@ class Devices:
         for batch in batches:
             yield tuple(map(ops.convert_to_tensor, batch))
 
-    def step(
-        self,
-        loss_of: Callable,
-        optimizer: keras.optimizers.Optimizer,
-        variables: Sequence[keras.Variable],
-        models: Sequence[keras.Model],
-        accumulate: int = 1,
-        clip: float | None = None,
-    ) -> Callable:
+    def step(self, training: Training) -> Callable:
         """As `bitlib.training.loop.train_step`."""
         import torch
+
+        loss_of, optimizer, variables, _, accumulate, clip = training
 
         def step(*batch):
             values, total, sums = [variable.value for variable in variables], 0.0, list[Tensor]()
@@ -135,15 +140,8 @@ class JaxDevices(Devices):
         for batch in batches:
             yield tuple(_placed(values, whole) for values in batch)
 
-    def step(
-        self,
-        loss_of: Callable,
-        optimizer: keras.optimizers.Optimizer,
-        variables: Sequence[keras.Variable],
-        models: Sequence[keras.Model],
-        accumulate: int = 1,
-        clip: float | None = None,
-    ) -> Callable:
+    def step(self, training: Training) -> Callable:
+        loss_of, optimizer, variables, models, accumulate, clip = training
         trained = {id(variable) for variable in variables}
         others = {id(v): v for model in models for v in model.variables if id(v) not in trained}
         rest = list(others.values())
@@ -209,15 +207,8 @@ class Replicas(Devices):
 
             yield self.strategy.experimental_distribute_values_from_function(share)
 
-    def step(
-        self,
-        loss_of: Callable,
-        optimizer: keras.optimizers.Optimizer,
-        variables: Sequence[keras.Variable],
-        models: Sequence[keras.Model],
-        accumulate: int = 1,
-        clip: float | None = None,
-    ) -> Callable:
+    def step(self, training: Training) -> Callable:
+        loss_of, optimizer, variables, _, accumulate, clip = training
         values = [variable.value for variable in variables]
 
         def gradients(*batch):

@@ -24,7 +24,7 @@ from bitlib.hyperrule import Plan
 from bitlib.inputs import check_whole
 from bitlib.model import BiT
 from bitlib.training import augment
-from bitlib.training.devices import Devices, devices_of
+from bitlib.training.devices import Devices, Training, devices_of
 from bitlib.training.examples import ahead, errors_in_words, machine
 
 STATE = "training.npz"
@@ -235,7 +235,7 @@ def train_step(
         accumulate: parts that a device computes its share of the batch in, one after the other.
         clip: the most that the norm of the whole batch's gradient, of all variables together, may be.
     """
-    return devices.step(loss_of, optimizer, variables, models, accumulate, clip)
+    return devices.step(Training(loss_of, optimizer, variables, models, accumulate, clip))
 
 
 class Guard:
